@@ -1,0 +1,173 @@
+"""LoRAs as data: the factors of one module, and an adapter as named modules that are read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lego.errors import AdapterError
+
+if TYPE_CHECKING:
+    from lego.merge import MergeReport
+    from lego.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One adapted module of one LoRA: the update is ``scale · up @ down``.
+
+    Attributes:
+        down: A of the papers, (rank, d_in), fp32.
+        up: B of the papers, (d_out, rank), fp32.
+        scale: s = alpha/r, or alpha/sqrt(r) with rsLoRA.
+    """
+
+    down: Float[Tensor, "rank d_in"]
+    up: Float[Tensor, "d_out rank"]
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Number of units (rows of A)."""
+        return self.down.shape[0]
+
+    def delta(self) -> Float[Tensor, "d_out d_in"]:
+        """The dense update s·B·A. For tests and small modules: nothing in this package needs it."""
+        return self.scale * (self.up @ self.down)
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """What the headers tell about one module, without reading a tensor."""
+
+    rank: int
+    d_in: int
+    d_out: int
+    scale: float
+    dtype: str = "F32"
+
+
+def module_kind(module: str) -> str:
+    """The last part of a module's name: ``model.layers.3.self_attn.q_proj`` → ``q_proj``."""
+    return module.rsplit(".", 1)[-1]
+
+
+def module_layer(module: str) -> int:
+    """The first number in a module's name, its layer; −1 when there is none."""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
+    return int(found.group(1)) if found else -1
+
+
+def natural_order(module: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._]", module)]
+
+
+def finite(tensor: Tensor, where: str) -> Tensor:
+    """The tensor, when all its values are finite.
+
+    Raises:
+        AdapterError: for NaN or infinity.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise AdapterError("holds NaN or infinite values", where, "The file is damaged or its training diverged.")
+    return tensor
+
+
+@dataclass(eq=False)
+class Adapter:
+    """A LoRA: factors by module name, read from disk one module at a time.
+
+    ``adapter[module]`` reads and returns that module's `Factors`; nothing else is read or kept.
+
+    Attributes:
+        name: short name, the folder's unless given.
+        modules: what the headers tell about each module, in natural order.
+        read: returns the factors of a module.
+        base_model: the base the adapter was trained on, as its config names it.
+        path: the folder it was read from; None for one made in memory.
+        config: other facts of its format that have to survive a merge (``task_type``, ``fan_in_fan_out``).
+        card: front matter of its README.md.
+        report, recipe: set on merged adapters.
+    """
+
+    name: str
+    modules: Mapping[str, ModuleSpec]
+    read: Callable[[str], Factors]
+    base_model: str | None = None
+    path: Path | None = None
+    weights_file: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    report: MergeReport | None = None
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if not self.modules:
+            raise AdapterError("adapts no module", self.path or self.name, "It holds no LoRA weights.")
+        self.modules = {module: self.modules[module] for module in sorted(self.modules, key=natural_order)}
+
+    @classmethod
+    def from_factors(cls, name: str, factors: Mapping[str, Factors], **facts: Any) -> Adapter:
+        """An adapter held in memory."""
+        specs = {
+            module: ModuleSpec(f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32") for module, f in factors.items()
+        }
+        return cls(name, specs, factors.__getitem__, **facts)
+
+    def __getitem__(self, module: str) -> Factors:
+        if module not in self.modules:
+            raise AdapterError(f"has no module {module!r}", self.path or self.name)
+        return self.read(module)
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.name!r}, {len(self.modules)} modules, ranks {self.ranks})"
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The different ranks of its modules, ascending."""
+        return tuple(sorted({spec.rank for spec in self.modules.values()}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The different kinds of module it adapts (``q_proj`` …), in order of appearance."""
+        return tuple(dict.fromkeys(module_kind(module) for module in self.modules))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers it adapts, ascending."""
+        return tuple(sorted({module_layer(module) for module in self.modules}))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(spec.rank * (spec.d_in + spec.d_out) for spec in self.modules.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the weights: of the file's bytes as the hub gives it, or of the tensors for one in memory."""
+        digest = hashlib.sha256()
+        if self.weights_file is not None:
+            with self.weights_file.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        for module in self.modules:
+            factors = self[module]
+            digest.update(module.encode())
+            digest.update(factors.down.contiguous().numpy().tobytes())
+            digest.update(factors.up.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the update: the weights and each module's scale."""
+        scales = [(module, spec.rank, spec.scale) for module, spec in self.modules.items()]
+        return hashlib.sha256(f"{self.sha256}{scales}".encode()).hexdigest()

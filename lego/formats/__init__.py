@@ -1,0 +1,1 @@
+"""Files on disk ↔ `Adapter`. One file a format."""
