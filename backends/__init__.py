@@ -1,0 +1,1 @@
+"""Base models, the adapter library, and generation of many variants in one batch."""

@@ -1,0 +1,41 @@
+"""Where models run, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def pick() -> tuple[torch.device, torch.dtype]:
+    """The device and the type of the weights: CUDA in bf16, Apple's GPU in fp16, otherwise the CPU in fp32.
+
+    ``BRICKYARD_DEVICE`` (``cpu``, ``cuda``, ``mps``) overrides the choice.
+    """
+    wanted = os.environ.get("BRICKYARD_DEVICE", "")
+    if (wanted or "cuda").startswith("cuda") and torch.cuda.is_available():
+        return torch.device(wanted or "cuda"), torch.bfloat16
+    if wanted in ("", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps"), torch.float16
+    return torch.device("cpu"), torch.float32
+
+
+def gpu(duration: int | Callable[..., int] = 60) -> Callable[[Function], Function]:
+    """Decorator for a function that needs the GPU: borrows one on a ZeroGPU Space, does nothing anywhere else.
+
+    Args:
+        duration: seconds the GPU is needed for, or a function of the same arguments that tells.
+    """
+
+    def decorate(function: Function) -> Function:
+        if not os.environ.get("SPACES_ZERO_GPU"):
+            return function
+        import spaces
+
+        return spaces.GPU(duration=duration)(function)
+
+    return decorate

@@ -1,0 +1,137 @@
+"""The units of several adapters, stacked by module, and the weights that variants put on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lego.adapter import Adapter
+from lego.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What one variant puts on the pool.
+
+    Attributes:
+        adapters: (adapter's key in the pool, weight on its units); an adapter that is not named has weight 0.
+        muted: units that get weight 0 all the same: (adapter's key, module, index of the unit within that adapter).
+    """
+
+    adapters: tuple[tuple[str, float], ...] = ()
+    muted: frozenset[tuple[str, str, int]] = frozenset()
+
+
+class LivePool:
+    """The stacked factors of several adapters, module by module, ready for a model.
+
+    ``up @ (weights * (down @ x))`` is the sum of the adapters' updates of x, each unit weighted on its own.
+    The adapters' scales are folded into ``up`` in fp32, before the cast.
+
+    Attributes:
+        modules: A (units, d_in) and B transposed, (units, d_out), of every module that some adapter adapts.
+            B lies transposed because a row of few units then multiplies long contiguous vectors.
+        keys: the adapters' keys, in the order of their units.
+    """
+
+    def __init__(self, adapters: Mapping[str, Adapter], device: torch.device | str, dtype: torch.dtype) -> None:
+        """Read every module of the adapters.
+
+        Args:
+            adapters: by the key under which `Weighting` names them.
+            device, dtype: of the model the pool will be attached to.
+
+        Raises:
+            AdapterError: when two adapters disagree about the shape of a module.
+        """
+        self.keys = tuple(adapters)
+        self.device, self.dtype = torch.device(device), dtype
+        self.modules: dict[str, tuple[Float[Tensor, "units d_in"], Float[Tensor, "units d_out"]]] = {}
+        self._slices: dict[str, dict[str, slice]] = {}
+        self.names = {key: adapter.name for key, adapter in adapters.items()}
+        for module in dict.fromkeys(name for adapter in adapters.values() for name in adapter.modules):
+            self._stack(module, {key: adapter for key, adapter in adapters.items() if module in adapter.modules})
+
+    def _stack(self, module: str, adapters: Mapping[str, Adapter]) -> None:
+        downs: list[Tensor] = []
+        ups: list[Tensor] = []
+        slices, start = {}, 0
+        first = next(iter(adapters.values()))
+        for key, adapter in adapters.items():
+            factors = adapter[module]
+            shape = factors.up.shape[0], factors.down.shape[1]
+            expected = (ups[0].shape[1], downs[0].shape[1]) if ups else shape
+            if shape != expected:
+                raise AdapterError(
+                    f"module {module} is {' × '.join(map(str, shape))} here but "
+                    f"{' × '.join(map(str, expected))} in {first.name}",
+                    adapter.name,
+                    "The two adapters belong to different bases.",
+                )
+            downs.append(factors.down)
+            ups.append((factors.scale * factors.up).T)
+            slices[key] = slice(start, start := start + factors.rank)
+        self.modules[module] = self._cast(torch.cat(downs)), self._cast(torch.cat(ups))
+        self._slices[module] = slices
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype).contiguous()
+
+    def units(self, adapter: str, module: str) -> slice:
+        """Where an adapter's units of a module lie in the pool; an empty slice where it does not adapt the module.
+
+        Raises:
+            AdapterError: when the adapter is not in the pool.
+        """
+        if adapter not in self.names:
+            raise AdapterError("is not in the pool of loaded adapters", adapter, f"Loaded: {', '.join(self.keys)}.")
+        return self._slices.get(module, {}).get(adapter, slice(0, 0))
+
+    def owners(self, module: str) -> list[str]:
+        """The adapters that have units in a module, in the order of their units."""
+        return list(self._slices[module])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the stacked factors."""
+        return sum(t.nbytes for pair in self.modules.values() for t in pair)
+
+    def row_weights(self, variants: Sequence[Weighting]) -> dict[str, Float[Tensor, "rows units"]]:
+        """One weight for every unit and every batch row.
+
+        Args:
+            variants: the weighting of each row.
+
+        Returns:
+            A tensor in fp32 on the CPU for every module of the pool.
+
+        Raises:
+            AdapterError: when a weighting names an adapter twice, or an adapter or unit that is not in the pool.
+        """
+        given = [self._by_key(variant) for variant in variants]
+        weights: dict[str, Tensor] = {}
+        for module, slices in self._slices.items():
+            rows = [
+                [row.get(key, 0.0) for key, part in slices.items() for _ in range(part.stop - part.start)]
+                for row in given
+            ]
+            weights[module] = torch.tensor(rows, dtype=torch.float32).view(len(given), -1)
+        for row, variant in enumerate(variants):
+            for key, module, index in variant.muted:
+                part = self.units(key, module)
+                if not 0 <= index < part.stop - part.start:
+                    raise AdapterError(f"has no unit {index} in module {module}", self.names[key])
+                weights[module][row, part.start + index] = 0.0
+        return weights
+
+    def _by_key(self, variant: Weighting) -> dict[str, float]:
+        given = dict(variant.adapters)
+        if len(given) != len(variant.adapters):
+            raise AdapterError("a variant names the same adapter twice", ", ".join(key for key, _ in variant.adapters))
+        for key in given:
+            self.units(key, "")
+        return given
