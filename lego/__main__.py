@@ -98,7 +98,7 @@ def run_merge(options: argparse.Namespace) -> int:
         raise AdapterError("exists already", options.out, "Choose another name or remove it first.")
     pairs = [split_weight(text) for text in options.adapters]
     adapters = [lego.read_adapter(path) for path, _ in pairs]
-    parameters: dict[str, Any] = dict(split_parameter(text) for text in options.parameter)
+    parameters = lego.method(options.method).validate(dict(split_parameter(text) for text in options.parameter))
     weights = [weight for _, weight in pairs]
     merged = lego.merge(
         adapters, method=options.method, weights=weights, seed=options.seed, name=Path(options.out).name, **parameters
