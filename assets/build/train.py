@@ -90,7 +90,7 @@ class Run:
         torch.manual_seed(spec.seed)  # PEFT draws A from torch's generator
         config = LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), use_rslora=spec.rslora,
-            lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", base_model_name_or_path=BASE_MODEL,
+            lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
         )  # fmt: skip
         self.spec, self.tokenizer = spec, tokenizer
         self.checkpoint = work / f"{spec.name}.checkpoint.safetensors"
@@ -154,7 +154,8 @@ class Run:
         config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
         config["target_modules"] = list(self.spec.targets)  # PEFT keeps a set, whose order differs from run to run
         (scratch / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.half() for name, tensor in get_peft_model_state_dict(self.model).items()}
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        tensors = {name: tensor.half() for name, tensor in state.items()}
         _write(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
         set_peft_model_state_dict(self.model, {name: tensor.float() for name, tensor in tensors.items()})
         shutil.rmtree(folder, ignore_errors=True)
