@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lego.methods  # noqa: F401 - before the function of the same name below, which then stands for it
 from lego.adapter import Adapter, Factors, ModuleSpec, module_kind, module_layer
 from lego.errors import AdapterError
 from lego.formats import peft

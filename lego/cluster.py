@@ -7,6 +7,8 @@ however many restarts there are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,38 +34,43 @@ def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules uni
     order = pool.gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
     gram = pool.gram.gather(1, order[:, :, None].expand(-1, -1, units)).gather(2, order[:, None].expand(-1, units, -1))
     repeated = gram.repeat_interleave(restarts, dim=0)
-    uniform = pool.uniform(restarts, k, stream="k-means++").flatten(0, 1)
+    trials = 2 + int(math.log(k))
+    uniform = pool.uniform(restarts, k, trials, stream="k-means++").flatten(0, 1)
     labels, inertia = lloyd(repeated, plus_plus(repeated, uniform))
     best = inertia.unflatten(0, (modules, restarts)).argmin(dim=1)
     chosen = labels.unflatten(0, (modules, restarts))[torch.arange(modules), best]
     return torch.empty_like(chosen).scatter_(1, order, chosen)
 
 
-def plus_plus(gram: Float[Tensor, "batch units units"], uniform: Float[Tensor, "batch k"]) -> Int[Tensor, "batch k"]:
-    """k-means++ seeding (Arthur and Vassilvitskii 2007): each next centre is drawn with probability ∝ squared distance.
+def plus_plus(
+    gram: Float[Tensor, "batch units units"], uniform: Float[Tensor, "batch k trials"]
+) -> Int[Tensor, "batch k"]:
+    """Greedy k-means++ seeding (Arthur and Vassilvitskii 2007; greedy as in scikit-learn).
+
+    Each next centre is the best of several trials, each drawn with probability ∝ squared distance to the nearest centre so far.
 
     Args:
         gram: inner products.
-        uniform: one number in [0, 1) for each centre.
+        uniform: numbers in [0, 1), one for each centre and trial.
 
     Returns:
         Indices of the units that are the first centres.
     """
-    batch, units = gram.shape[0], gram.shape[1]
-    rows, norms = torch.arange(batch, device=gram.device), gram.diagonal(dim1=1, dim2=2)
-    centres = torch.empty(batch, uniform.shape[1], dtype=torch.long, device=gram.device)
+    units, norms = gram.shape[1], gram.diagonal(dim1=1, dim2=2)
+    centres: list[Tensor] = []
     nearest = torch.ones_like(norms)
     for step, u in enumerate(uniform.unbind(1)):
         # All remaining distances 0: fewer distinct units than k. Any unit will do, Lloyd gives the cluster a member.
         mass = torch.where(nearest.sum(1, keepdim=True) > 0, nearest, torch.ones_like(nearest)).cumsum(1)
-        centres[:, step] = torch.searchsorted(mass, (u[:, None] * mass[:, -1:]), right=True)[:, 0].clamp_(max=units - 1)
-        at = gram[rows, centres[:, step]]
-        distance = norms + norms.gather(1, centres[:, step, None]) - 2 * at
-        distance = torch.where(
-            distance > ROUNDING * torch.maximum(norms, norms.gather(1, centres[:, step, None])), distance, 0
-        )
-        nearest = distance if step == 0 else torch.minimum(nearest, distance)
-    return centres
+        trial = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_(max=units - 1)  # (batch, trials)
+        own = norms.gather(1, trial)[:, :, None]
+        distance = norms[:, None] + own - 2 * gram.gather(1, trial[:, :, None].expand(-1, -1, units))
+        distance = torch.where(distance > ROUNDING * torch.maximum(norms[:, None], own), distance, 0)
+        left = distance if step == 0 else torch.minimum(nearest[:, None], distance)  # (batch, trials, units)
+        best = left.sum(2).argmin(1, keepdim=True)
+        centres.append(trial.gather(1, best))
+        nearest = left.gather(1, best[:, :, None].expand(-1, -1, units))[:, 0]
+    return torch.cat(centres, dim=1)
 
 
 def lloyd(

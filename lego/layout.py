@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,9 @@ class UnitMap:
         start = 10 * start / max(np.abs(start).max(), 1e-12)
         # A precomputed graph leaves UMAP no use for the data but its number of rows.
         reducer = umap.UMAP(n_neighbors=near, precomputed_knn=graph, init=start, random_state=seed, n_jobs=1)
-        return reducer.fit_transform(start.astype(np.float32))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="precomputed_knn")  # it cannot place new points; there are none
+            return reducer.fit_transform(start.astype(np.float32))
 
     def clusters(self, k: int | str = "2r", restarts: int = 8) -> Int[np.ndarray, " units"]:
         """The cluster of each unit within its module: the very partition that a LEGO merge of the same k and seed makes."""

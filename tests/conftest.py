@@ -16,7 +16,12 @@ SHAPES = {"q_proj": (24, 24), "k_proj": (24, 12), "up_proj": (24, 40)}
 
 
 def make_adapter(
-    name: str, seed: int, rank: int = 4, alpha: float = 8, layers: int = 2, kinds: tuple[str, ...] = ("q_proj", "k_proj")
+    name: str,
+    seed: int,
+    rank: int = 4,
+    alpha: float = 8,
+    layers: int = 2,
+    kinds: tuple[str, ...] = ("q_proj", "k_proj"),
 ) -> Adapter:
     """A random adapter in memory."""
     generator = torch.Generator().manual_seed(seed)

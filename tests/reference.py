@@ -1,4 +1,4 @@
-"""Slow, plain definitions that the code under test is held against: loops over units and entries, dense matrices, no sharing of code."""
+"""Slow, plain definitions that the code under test is held against: loops, dense matrices, no sharing of code."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def kmeans_inertia(points: np.ndarray, labels: np.ndarray) -> float:
     return float(sum(((points[labels == c] - points[labels == c].mean(0)) ** 2).sum() for c in set(labels.tolist())))
 
 
-def ties_entries(tensors: list[np.ndarray], weights: list[float], density: float, frequency: bool = False) -> np.ndarray:
+def ties_entries(
+    tensors: list[np.ndarray], weights: list[float], density: float, frequency: bool = False
+) -> np.ndarray:
     """TIES on dense tensors, entry by entry (arXiv 2306.01708, Algorithm 1)."""
     trimmed = []
     for tensor in tensors:

@@ -17,7 +17,15 @@ def pool_of(x: torch.Tensor, seed: int = 0) -> Pool:
     """A pool whose units are the given points (b = 0)."""
     batch, units, _ = x.shape
     names = tuple(f"layers.{i}.q" for i in range(batch))
-    return Pool(names, x, torch.zeros(batch, 1, units), torch.ones(batch, units), torch.zeros(units, dtype=torch.long), 1.0, seed)
+    return Pool(
+        names,
+        x,
+        torch.zeros(batch, 1, units),
+        torch.ones(batch, units),
+        torch.zeros(units, dtype=torch.long),
+        1.0,
+        seed,
+    )
 
 
 def test_distances_and_inertia_from_inner_products() -> None:
@@ -47,7 +55,7 @@ def test_empty_clusters_take_the_farthest_unit() -> None:
 def test_seeding_never_takes_a_copy_while_others_are_left() -> None:
     x = points(batch=1, units=4).repeat(1, 3, 1)
     gram = (x @ x.mT).expand(50, -1, -1)
-    centres = plus_plus(gram, torch.rand(50, 4, generator=torch.Generator().manual_seed(1)))
+    centres = plus_plus(gram, torch.rand(50, 4, 1, generator=torch.Generator().manual_seed(1)))
     assert all(len({c % 4 for c in row}) == 4 for row in centres.tolist())
 
 

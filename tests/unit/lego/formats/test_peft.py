@@ -31,7 +31,9 @@ def test_rslora_divides_by_the_root(peft_folder: Callable[..., Path]) -> None:
 
 def test_rank_and_alpha_patterns(tmp_path: Path) -> None:
     tensors = half_pair(Q, rank=4) | half_pair(K, rank=2)
-    folder = write_peft(tmp_path / "a", tensors, rank_pattern={"k_proj": 2}, alpha_pattern={r".*10\.self_attn\.k_proj": 5})
+    folder = write_peft(
+        tmp_path / "a", tensors, rank_pattern={"k_proj": 2}, alpha_pattern={r".*10\.self_attn\.k_proj": 5}
+    )
     adapter = lego.read_adapter(folder)
     assert (adapter.modules[Q].rank, adapter.modules[Q].scale) == (4, 2.0)
     assert (adapter.modules[K].rank, adapter.modules[K].scale) == (2, 2.5)
@@ -111,7 +113,10 @@ def test_halves_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_convolution_and_integers_are_refused(tmp_path: Path) -> None:
-    conv = {f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 3, 3, 3), f"base_model.model.{Q}.lora_B.weight": torch.ones(8, 4, 1, 1)}
+    conv = {
+        f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 3, 3, 3),
+        f"base_model.model.{Q}.lora_B.weight": torch.ones(8, 4, 1, 1),
+    }
     with pytest.raises(AdapterError, match="convolution"):
         lego.read_adapter(write_peft(tmp_path / "conv", conv))
     ints = {key: tensor.to(torch.int8) for key, tensor in half_pair(Q).items()}

@@ -83,7 +83,9 @@ def test_peak_of_a_centroid_is_the_mean_of_its_members_peaks() -> None:
 
 @pytest.mark.parametrize("parameter", [True, False])
 @pytest.mark.parametrize("output", [True, False])
-@pytest.mark.parametrize(("k", "r", "rank"), [("2r", "mean", 4.0), (3, "max", 6.0), ("r", "min", 2.0), ("0.5r", "mean", 4.0)])
+@pytest.mark.parametrize(
+    ("k", "r", "rank"), [("2r", "mean", 4.0), (3, "max", 6.0), ("r", "min", 2.0), ("0.5r", "mean", 4.0)]
+)
 def test_equals_the_naive_reference(parameter: bool, output: bool, k: object, r: str, rank: float) -> None:
     """Gold 7: plain loops over the same partition, all options, mixed ranks and scales, a negative weight."""
     adapters, weights = mixed_adapters(), [1.0, 0.7, -0.4]
@@ -111,7 +113,5 @@ def test_seed_matters_and_repeats() -> None:
 def test_scale_is_folded_evenly() -> None:
     """One s for all: the literal paper result on raw units, times s; with it inside, no cluster moves."""
     scaled = equal_adapters()
-    raw = [
-        Adapter.from_factors(a.name, {m: Factors(a[m].down, a[m].up, 1.0) for m in a.modules}) for a in scaled
-    ]
+    raw = [Adapter.from_factors(a.name, {m: Factors(a[m].down, a[m].up, 1.0) for m in a.modules}) for a in scaled]
     close(delta(lego.merge(scaled, k="r")), 2 * delta(lego.merge(raw, k="r")))
