@@ -1,0 +1,50 @@
+# make app    sets everything up and serves the page         make test   sets everything up and passes the tests
+# make check  style, types and the import rule               make bench  the measured claims of the README
+PYTHON ?= python3
+VENV   ?= .venv
+# First and pinned, so that no later package decides which build of torch comes.
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+
+.PHONY: app test check bench chromium base clean
+
+app: $(VENV)/app.done
+	$(BIN)/python app.py
+
+test: $(VENV)/dev.done check chromium base
+	$(BIN)/python -m pytest tests/unit tests/oracle tests/app tests/browser --durations=10
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_imports.py
+
+bench: $(VENV)/dev.done base
+	$(BIN)/python -m benchmarks
+
+# Chromium for the browser tests: the one that is there, else one that can be installed, else a message.
+chromium: $(VENV)/dev.done
+	sh tests/browser/chromium.sh $(BIN)
+
+# The built-in base model, fetched and converted once.
+base: $(VENV)/dev.done
+	$(BIN)/python -m backends.bases
+
+$(VENV)/app.done: requirements.txt | $(VENV)/torch.done
+	$(BIN)/pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/dev.done: requirements.txt requirements-dev.txt | $(VENV)/torch.done
+	$(BIN)/pip install -q -r requirements-dev.txt
+	touch $@
+
+$(VENV)/torch.done:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Brickyard needs Python 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
