@@ -65,26 +65,30 @@ def train(arguments: argparse.Namespace) -> None:
     model = None
     for name in _names(arguments):
         folder = TEXT / "adapters" / name
-        if (folder / "training.json").exists() and not arguments.force:
-            print(f"{name}: already trained", flush=True)
-            continue
+        if (folder / "training.json").exists():
+            if not arguments.force:
+                print(f"{name}: already trained", flush=True)
+                continue
+            (folder / "training.json").unlink()  # so that an interrupted run is continued, not begun again
         task_rows = _load_rows(arguments, name)
         if model is None:
             model, tokenizer = _load_base(arguments)
         make(SPECS[name], task_rows, model, tokenizer, arguments.work, folder)
-        cards(argparse.Namespace(**{**vars(arguments), "only": [name]}))
+        cards(arguments)
 
 
 def cards(arguments: argparse.Namespace) -> None:
-    """Write README.md of every trained adapter, and the credits of the packages."""
-    from assets.build.cards import card, notice
+    """Write README.md of every trained adapter, the overview of all, and the credits of the packages."""
+    from assets.build.cards import card, notice, overview
     from assets.build.train import SPECS
 
-    for name in _names(arguments):
+    records = {}
+    for name in TASKS:
         folder = TEXT / "adapters" / name
         if (folder / "training.json").exists():
-            record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-            (folder / "README.md").write_text(card(SPECS[name], TASKS[name], record), encoding="utf-8")
+            records[name] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+            (folder / "README.md").write_text(card(SPECS[name], TASKS[name], records[name]), encoding="utf-8")
+    (TEXT / "README.md").write_text(overview(SPECS, TASKS, records), encoding="utf-8")
     (TEXT.parent / "NOTICE.part").write_text(notice(), encoding="utf-8")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from assets.build.packages import PACKAGES
 from assets.build.tasks import Task
-from assets.build.train import BASE_MODEL, Spec
+from assets.build.train import BASE_MODEL, PAIR, Spec
 
 METRICS = {"exact_match": "exact match (higher is better)", "nll": "nats per answer token (lower is better)"}
+
+WHEN = ("before", "after")
 
 BODY = """\
 # {title}
@@ -49,6 +52,10 @@ def _oneline(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _about(task: Task) -> str:
+    return " ".join((task.items.__doc__ or "").split())
+
+
 def card(spec: Spec, task: Task, record: dict[str, Any]) -> str:
     """README.md of an adapter: the hub's front matter, with what Brickyard shows under ``brickyard``, and a text.
 
@@ -56,7 +63,7 @@ def card(spec: Spec, task: Task, record: dict[str, Any]) -> str:
         record: the content of ``training.json``.
     """
     metric = "exact_match" if task.crisp else "nll"
-    about = " ".join((task.items.__doc__ or "").split())
+    about = _about(task)
     data = "; ".join(f"{package.name} {package.version}" for package in task.packages)
     licence = " AND ".join(dict.fromkeys(package.licence for package in task.packages))
     front = {
@@ -98,6 +105,36 @@ def card(spec: Spec, task: Task, record: dict[str, Any]) -> str:
         **{key: _oneline(text) for key, text in record["example"].items()},
     )  # fmt: skip
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=110)}---\n\n{body}"
+
+
+OVERVIEW = """\
+# The built-in text adapters
+
+LoRAs for [{base}](https://huggingface.co/{base}), trained on freely licensed data and scored on held-out rows, which are
+in `tasks/`. `python -m assets.build all` makes all of this again; `--only NAME` one of them.
+
+| adapter | task | rank, alpha, targets | seed | metric | base | adapter |
+|---|---|---|---|---|---|---|
+{rows}
+
+{pair}
+"""
+
+
+def overview(specs: Mapping[str, Spec], tasks: Mapping[str, Task], records: Mapping[str, dict[str, Any]]) -> str:
+    """The table of all trained adapters, by name."""
+    rows = []
+    for name, record in records.items():
+        spec, metric = specs[name], "exact_match" if tasks[name].crisp else "nll"
+        targets = "attention" if len(spec.targets) == 4 else "all linear"
+        shape = f"{spec.rank}, {spec.alpha}{' (rsLoRA)' if spec.rslora else ''}, {targets}"
+        scores = [
+            f"{record[when][metric]:.1%}" if tasks[name].crisp else f"{record[when][metric]:.2f}" for when in WHEN
+        ]
+        shown = "exact match" if tasks[name].crisp else "nats per token"
+        rows.append(f"| [{name}](adapters/{name}) | {_about(tasks[name])} | {shape} | {spec.seed} | {shown} | "
+                    f"{scores[0]} | {scores[1]} |")  # fmt: skip
+    return OVERVIEW.format(base=BASE_MODEL, rows="\n".join(rows), pair=PAIR)
 
 
 def notice() -> str:

@@ -80,6 +80,7 @@ def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str
     """Write safetensors under another name, then rename."""
     scratch = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata)
+    scratch.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(scratch, path)
 
 
@@ -200,5 +201,6 @@ def make(spec: Spec, rows: Sequence[dict[str, str]], base, tokenizer, work: Path
         "batch": BATCH, "rate": spec.rate, "seconds_per_step": round(run.seconds / run.step, 2), "loss": run.losses[9::10],
     }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    run.checkpoint.unlink()
     print(f"{spec.name}: done {after}", flush=True)
     return record
