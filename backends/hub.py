@@ -1,0 +1,212 @@
+"""The Hugging Face Hub: what a repository holds, downloads with progress, and its errors as one clear message each.
+
+The endpoint and the cache folder are read from the environment at every call (``HF_ENDPOINT``, ``HF_HUB_CACHE``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.errors import BaseError
+from lego.errors import AdapterError
+
+Progress = Callable[[str, float | None], None]
+MOST_HEADER = 64 * 2**20
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A model repository at one commit.
+
+    Attributes:
+        id: owner/name.
+        commit: the commit's hash.
+        sizes: bytes of every file.
+    """
+
+    id: str
+    commit: str
+    sizes: dict[str, int]
+
+
+def parse_id(text: str) -> tuple[str, str | None]:
+    """Owner/name, and the revision where an address names one, from what a person types or pastes.
+
+    Raises:
+        AdapterError: when it is not the id of a repository.
+    """
+    bare = re.sub(r"^https?://[^/]+/", "", text.strip()).strip("/")
+    bare, _, rest = bare.partition("/tree/")
+    if not REPO.fullmatch(bare):
+        raise AdapterError(f"{text.strip()[:80]!r} is not a repository's id", None, "Write it as owner/name.")
+    return bare, rest.split("/")[0] or None
+
+
+def options() -> dict[str, Any]:
+    """Endpoint and cache folder, where the environment names them."""
+    found = {"endpoint": os.environ.get("HF_ENDPOINT"), "cache_dir": os.environ.get("HF_HUB_CACHE")}
+    return {name: value for name, value in found.items() if value}
+
+
+def look(repo_id: str, revision: str | None = None) -> Repo:
+    """What a repository holds, without downloading anything.
+
+    Raises:
+        AdapterError: when it does not exist, is private or gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo_id, revision):
+        info = HfApi(endpoint=options().get("endpoint")).model_info(
+            repo_id, revision=revision, files_metadata=True, timeout=15
+        )
+    return Repo(repo_id, info.sha or "main", {file.rfilename: file.size or 0 for file in info.siblings or []})
+
+
+def read_json(repo: Repo, name: str) -> dict[str, Any]:
+    """A small JSON file of a repository.
+
+    Raises:
+        AdapterError: when it cannot be had or is not a JSON object.
+    """
+    if repo.sizes.get(name, 0) > MOST_HEADER:
+        raise AdapterError(f"its {name} has {repo.sizes[name] / 1e6:.0f} MB, which no such file needs", repo.id)
+    path = download(repo, [name]) / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"its {name} is not valid JSON ({error})", repo.id) from error
+    if not isinstance(found, dict):
+        raise AdapterError(f"its {name} is not a JSON object", repo.id)
+    return found
+
+
+def download(repo: Repo, names: Sequence[str], progress: Progress | None = None) -> Path:
+    """Fetch files of a repository, or find them in the cache.
+
+    Args:
+        repo: from `look`.
+        names: exact names.
+        progress: is told the text and the fraction of bytes.
+
+    Returns:
+        The folder they lie in.
+
+    Raises:
+        AdapterError: when they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [re.sub(r"([\[*?])", r"[\1]", name) for name in names]
+    bar = {"tqdm_class": bar_class(repo.id, progress)} if progress else {}
+    with hub_errors(repo.id, repo.commit):
+        return Path(snapshot_download(repo.id, revision=repo.commit, allow_patterns=patterns, **bar, **options()))
+
+
+def write_stub(repo: Repo, name: str, target: Path) -> None:
+    """Write a safetensors file of the hub with its header but zeros for its tensors, which are not fetched (a sparse file).
+
+    Raises:
+        AdapterError: when the file is damaged or cannot be had.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    with hub_errors(repo.id, repo.commit):
+        try:
+            found = HfApi(endpoint=options().get("endpoint")).parse_safetensors_file_metadata(
+                repo.id, name, revision=repo.commit
+            )
+        except SafetensorsParsingError as error:
+            raise AdapterError(f"its {name} is not a readable safetensors file", repo.id) from error
+    tensors = {
+        key: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
+        for key, info in found.tensors.items()
+    }
+    text = json.dumps(tensors).encode()
+    end = max((info.data_offsets[1] for info in found.tensors.values()), default=0)
+    with target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
+    """The folder of a repository that was downloaded before, if it holds the named file; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cache = {"cache_dir": value} if (value := options().get("cache_dir")) else {}
+    found = try_to_load_from_cache(repo_id, name, revision=revision, **cache)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def bar_class(title: str, progress: Progress) -> type:
+    """A progress bar for the terminal that tells the page as well."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.unit == "B" and self.total:
+                progress(f"Downloading {title}, {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB", self.n / self.total)
+            return shown
+
+    return Bar
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one message.
+
+    Raises:
+        AdapterError: that message.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except AdapterError:
+        raise
+    except errors.GatedRepoError as error:
+        fix = f"Accept its terms on the hub with your account and log in with `hf auth login` (or set HF_TOKEN): {repo_id}."
+        raise AdapterError("is gated: its owner asks for an agreement first", repo_id, fix) from error
+    except errors.RevisionNotFoundError as error:
+        raise AdapterError(f"has no revision {revision!r}", repo_id) from error
+    except errors.RepositoryNotFoundError as error:
+        fix = "Check the spelling (owner/name); for a private one log in with `hf auth login` or set HF_TOKEN."
+        raise AdapterError("does not exist on the hub, or is private", repo_id, fix) from error
+    except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError) as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise unreachable(repo_id) from error
+        raise AdapterError("lacks a file that it should hold", repo_id) from error
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else 0
+        if code in (401, 403):
+            fix = "Log in with `hf auth login` or set HF_TOKEN, with an account that may read it."
+            raise AdapterError(f"may not be read with this account (HTTP {code})", repo_id, fix) from error
+        raise AdapterError(f"the hub answered with an error (HTTP {code})", repo_id, "Try again later.") from error
+    except errors.HFValidationError as error:
+        raise AdapterError("is not a repository's id", repo_id, "Write it as owner/name.") from error
+    except Exception as error:
+        # The HTTP library under the client differs between versions; its errors all come from a module of that name.
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "requests",
+        ):
+            raise unreachable(repo_id) from error
+        raise
+
+
+def unreachable(repo_id: str) -> BaseError:
+    """The error for a hub that does not answer."""
+    fix = "Check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), or add it from a local folder."
+    return BaseError("the hub cannot be reached", repo_id, fix)

@@ -1,0 +1,286 @@
+"""The adapter library: what ships, what people add from folders and the hub, and what they merge.
+
+Entries are kept for the whole process under a hash of what the adapter does (its weights and scales), so equal adapters are one
+entry wherever they came from, and a key tells nothing about who added it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends import hub
+from backends.builtin import home
+from lego import Adapter, AdapterError, read_adapter, write_adapter
+from lego.formats import peft
+
+ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
+MOST_BYTES = 4 * 2**30
+"""Larger adapters are not fetched from the hub."""
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of the library.
+
+    Attributes:
+        key: hash of what it holds, 12 hex digits.
+        name: short, as in file names.
+        title: for people.
+        source: ``built-in``, ``folder``, ``hub`` or ``merge``.
+        path: its folder.
+        card: front matter of its README.md.
+        ranks: the different ranks of its modules, ascending.
+        alpha: as its config says, for people.
+        targets: kinds of module it adapts.
+        size_bytes: of the weights file.
+        base_model: the base its config names.
+        task: what it was trained for, in a few words; empty where nothing says so.
+        origin: the hub id with its commit, for one from the hub.
+    """
+
+    key: str
+    name: str
+    title: str
+    source: str
+    path: Path
+    card: Mapping[str, Any] = field(hash=False, compare=False)
+    ranks: tuple[int, ...] = ()
+    alpha: str = ""
+    targets: tuple[str, ...] = ()
+    size_bytes: int = 0
+    base_model: str | None = None
+    task: str = ""
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An entry with its opened adapter, and how the weights file looked then."""
+
+    entry: Entry
+    adapter: Adapter
+    stamp: tuple[int, int]
+
+
+_kept: dict[str, Kept] = {}
+_lock = threading.Lock()
+
+
+def builtin() -> list[Entry]:
+    """The adapters that ship with the app, by name.
+
+    Raises:
+        AdapterError: when one of them is damaged.
+    """
+    folders = sorted(path.parent for path in ASSETS.glob(f"*/{peft.CONFIG}"))
+    return [_keep(read_adapter(folder), "built-in") for folder in folders]
+
+
+def add_folder(path: str | Path) -> Entry:
+    """Add an adapter from a local folder.
+
+    Raises:
+        AdapterError: when it is not a LoRA that can be taken apart; with the reason.
+    """
+    return _keep(read_adapter(Path(path).expanduser().resolve()), "folder")
+
+
+def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = None) -> Entry:
+    """Add an adapter from the hub; what cannot be used is refused before its weights are downloaded.
+
+    Args:
+        repo_id: owner/name, or the address of its page.
+        revision: branch, tag or commit.
+        shapes: of a base's modules; then an adapter that does not fit is refused as well.
+
+    Raises:
+        AdapterError: when it does not exist, may not be read, is not a usable LoRA, or the hub cannot be reached.
+    """
+    repo_id, from_address = hub.parse_id(repo_id)
+    repo = hub.look(repo_id, revision or from_address)
+    if peft.CONFIG not in repo.sizes:
+        hint = "It is a whole model: load it as the base." if "config.json" in repo.sizes else None
+        raise AdapterError(f"has no {peft.CONFIG}, so it is not an adapter in PEFT's layout", repo_id, hint)
+    if peft.WEIGHTS not in repo.sizes:
+        pickled = "adapter_model.bin" in repo.sizes
+        why = "holds its weights only as a pickle, which is never loaded" if pickled else f"has no {peft.WEIGHTS}"
+        raise AdapterError(why, repo_id, "Ask its owner for safetensors.")
+    if (size := repo.sizes[peft.WEIGHTS]) > MOST_BYTES:
+        raise AdapterError(
+            f"has {size / 1e9:.1f} GB of weights, more than the {MOST_BYTES / 2**30:.0f} GB allowed", repo_id
+        )
+    _check_remote(repo, shapes)
+    names = [name for name in (peft.CONFIG, peft.WEIGHTS, peft.CARD) if name in repo.sizes]
+    adapter = read_adapter(hub.download(repo, names))
+    adapter.name = repo_id.split("/")[1]
+    return _keep(adapter, "hub", origin=f"{repo_id}@{repo.commit}")
+
+
+def _check_remote(repo: hub.Repo, shapes: Shapes | None) -> None:
+    """Everything `read_adapter` would refuse, from the config and the weights' header alone.
+
+    One piece of code judges local and remote adapters: it is shown the remote file's header without the tensors.
+    """
+    hub.read_json(repo, peft.CONFIG)
+    names = [name for name in (peft.CONFIG, peft.CARD) if name in repo.sizes]
+    folder = hub.download(repo, names)
+    with tempfile.TemporaryDirectory(prefix="brickyard-") as scratch:
+        stub = Path(scratch) / repo.id.split("/")[1]
+        stub.mkdir()
+        for name in names:
+            shutil.copy(folder / name, stub / name)
+        hub.write_stub(repo, peft.WEIGHTS, stub / peft.WEIGHTS)
+        try:
+            adapter = read_adapter(stub)
+        except AdapterError as error:
+            raise AdapterError(error.what, repo.id, error.fix) from error
+        if shapes is not None and (reason := misfit(adapter, shapes)):
+            raise AdapterError(reason, repo.id)
+
+
+def add_merge(adapter: Adapter) -> Entry:
+    """Add a merged adapter: written to the cache folder in fp16 and read back, so that what runs is what is downloaded.
+
+    Raises:
+        AdapterError: when it cannot be written.
+    """
+    root = home() / "merges"
+    root.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name).strip("-.")[:60] or "merge"
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
+        written = write_adapter(adapter, Path(scratch) / slug, torch.float16)
+        key = read_adapter(written).fingerprint[:12]
+        place = root / key / slug
+        place.parent.mkdir(exist_ok=True)
+        if not place.is_dir():
+            try:
+                os.rename(written, place)
+            except OSError:
+                if not place.is_dir():  # otherwise someone else has just written the same
+                    raise
+    found = read_adapter(place)
+    found.report, found.recipe = adapter.report, adapter.recipe
+    return _keep(found, "merge", title=adapter.name)
+
+
+def entry(key: str) -> Entry:
+    """The entry with this key.
+
+    Raises:
+        AdapterError: when there is none.
+    """
+    return _find(key).entry
+
+
+def get(key: str) -> Adapter:
+    """The adapter with this key; its tensors are read when asked for.
+
+    Raises:
+        AdapterError: when there is none, or its file has changed since it was added.
+    """
+    kept = _find(key)
+    if stamp(kept.adapter) != kept.stamp:
+        with _lock:
+            _kept.pop(key, None)
+        raise AdapterError("has changed or gone since it was added", kept.entry.path, "Add it again.")
+    return kept.adapter
+
+
+def fits(entry: Entry, shapes: Shapes) -> str | None:
+    """Why an adapter does not fit a base, in one sentence; None when it fits.
+
+    Args:
+        entry: of the library.
+        shapes: (d_in, d_out) of the base's modules, from `backends.bases.module_shapes`.
+    """
+    return misfit(get(entry.key), shapes)
+
+
+def misfit(adapter: Adapter, shapes: Shapes) -> str | None:
+    """As `fits`, for an opened adapter."""
+    missing = [name for name in adapter.modules if name not in shapes]
+    if missing:
+        many = (
+            f"{len(missing)} of its {len(adapter.modules)} modules are" if len(missing) > 1 else "one of its modules is"
+        )
+        return f"{many} not linear layers of this base, such as {missing[0]}."
+    for name, spec in adapter.modules.items():
+        if shapes[name] != (spec.d_in, spec.d_out):
+            d_in, d_out = shapes[name]
+            return (
+                f"It was made for another base: {name} is {spec.d_in} → {spec.d_out} in it but {d_in} → {d_out} here."
+            )
+    return None
+
+
+def _find(key: str) -> Kept:
+    with _lock:
+        kept = _kept.get(key)
+    if kept is None and re.fullmatch(r"[0-9a-f]{12}", key):
+        # Merges outlive the process.
+        for folder in sorted((home() / "merges" / key).glob(f"*/{peft.CONFIG}")):
+            _keep(read_adapter(folder.parent), "merge")
+        with _lock:
+            kept = _kept.get(key)
+    if kept is None:
+        raise AdapterError("there is no adapter with this key", str(key)[:40], "Add it to the library first.")
+    return kept
+
+
+def _keep(adapter: Adapter, source: str, title: str | None = None, origin: str | None = None) -> Entry:
+    key = adapter.fingerprint[:12]
+    assert adapter.path is not None
+    assert adapter.weights_file is not None
+    facts = adapter.card.get("brickyard")
+    facts = facts if isinstance(facts, dict) else {}
+    made = Entry(
+        key=key,
+        name=adapter.name,
+        title=str(title or facts.get("title") or adapter.name),
+        source=source,
+        path=adapter.path,
+        card=adapter.card,
+        ranks=adapter.ranks,
+        alpha=alpha_of(adapter),
+        targets=adapter.kinds,
+        size_bytes=adapter.weights_file.stat().st_size,
+        base_model=adapter.base_model,
+        task=str(facts.get("task") or ""),
+        origin=origin,
+    )
+    with _lock:
+        known = _kept.get(key)
+        if known and known.entry.source == "built-in" and stamp(known.adapter) == known.stamp:
+            return known.entry
+        _kept[key] = Kept(made, adapter, stamp(adapter))
+    return made
+
+
+def stamp(adapter: Adapter) -> tuple[int, int]:
+    """How the weights file looks from outside: time of change and size; (0, 0) where it is gone."""
+    assert adapter.weights_file is not None
+    try:
+        found = adapter.weights_file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def alpha_of(adapter: Adapter) -> str:
+    """Alpha as the config gives it, with what changes it: ``16``, ``16 (rsLoRA)``, ``16, differs by module``."""
+    config = peft.read_config(adapter.path / peft.CONFIG) if adapter.path else {}
+    notes = " (rsLoRA)" if config.get("use_rslora") else ""
+    differs = ", differs by module" if config.get("alpha_pattern") else ""
+    return f"{config.get('lora_alpha', '')}{notes}{differs}"

@@ -1,0 +1,63 @@
+"""How many rows of a batch fit into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from backends.bases import TextBase
+
+SHARE = 0.6
+"""Of a GPU's free memory that a batch may take."""
+
+CPU_BYTES = 2 * 2**30
+"""Most that a batch takes on the CPU, and never more than a quarter of what is free."""
+
+
+def rows_at_once(base: TextBase, tokens: int, logit_positions: int = 1) -> int:
+    """How many rows of this length run at once; at least one.
+
+    Args:
+        base: the model.
+        tokens: prompt and new ones of the longest row.
+        logit_positions: positions of each row whose logits are kept.
+    """
+    return max(1, int(free_bytes(base.device) // bytes_of_row(base.model.config, tokens, base.dtype, logit_positions)))
+
+
+def bytes_of_row(config: Any, tokens: int, dtype: torch.dtype, logit_positions: int = 1) -> int:
+    """Memory that one row takes: keys and values, the largest activations of a layer, logits and their fp32 copy."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    cache = 2 * text.num_hidden_layers * kv_heads * head_dim * tokens
+    # One layer's keys and values are copied to append a token, and repeated for grouped heads.
+    activations = tokens * (8 * text.hidden_size + 4 * wide + 4 * heads * head_dim)
+    return (cache + activations) * dtype.itemsize + logit_positions * text.vocab_size * (dtype.itemsize + 12)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a batch may take."""
+    if device.type == "cuda":
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(SHARE * (torch.cuda.mem_get_info(device)[0] + reusable))
+    if device.type == "mps":
+        return int(SHARE * (torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()))
+    import psutil
+
+    return min(CPU_BYTES, psutil.virtual_memory().available // 4)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, whatever the device."""
+    told = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "not enough memory" in told
+
+
+def release(device: torch.device) -> None:
+    """Give cached blocks back, so that the next batch finds one piece of memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
