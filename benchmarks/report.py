@@ -1,0 +1,38 @@
+"""Tables of results: as markdown on the terminal and between markers in the README."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} {platform.machine()} cores{gpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table; the first column is text, the others numbers."""
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def write_into_readme(part: str, text: str) -> None:
+    """Replace what stands between ``<!-- part -->`` and ``<!-- /part -->`` in README.md.
+
+    Raises:
+        ValueError: when the README has no such markers.
+    """
+    path, start, end = ROOT / "README.md", f"<!-- {part} -->", f"<!-- /{part} -->"
+    readme = path.read_text(encoding="utf-8")
+    if readme.count(start) != 1 or readme.count(end) != 1:
+        raise ValueError(f"README.md has no markers {start} … {end}")
+    before, rest = readme.split(start)
+    path.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")

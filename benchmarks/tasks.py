@@ -1,0 +1,173 @@
+"""What merging keeps of five tasks: method × task, at nominal strength and at the best one chosen on other rows.
+
+    python -m benchmarks.tasks [--write]
+
+Sources are the five built-in adapters with crisp scores, merged as they are (ranks 4 to 16, each from its own seed). A score is the
+share of held-out rows that greedy decoding answers exactly. The strength is chosen on the tasks' tune rows, which are neither trained
+on nor held out. What is random runs with five seeds. Every score is kept in ``results/tasks.json`` as soon as it is there, so a run
+that was stopped goes on where it was; delete the file to measure anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import lego
+from backends import bases, library, text
+from backends.variants import Variant
+from benchmarks.report import machine, table, write_into_readme
+from mole.live import Weighting
+
+TASKS = ("sentiment", "kind", "past-tense", "language", "french")
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
+SEEDS = (0, 1, 2, 3, 4)
+RESULTS = Path(__file__).parent / "results" / "tasks.json"
+
+METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    "sum": ("sum", {}),
+    "average (NLA)": ("average", {}),
+    "linear": ("linear", {}),
+    "svd, rank 2r": ("svd", {}),
+    "ties": ("ties", {}),
+    "dare_ties": ("dare_ties", {}),
+    "LEGO, k = r": ("lego", {"k": "r"}),
+    "LEGO, k = 2r": ("lego", {"k": "2r"}),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One adapter at one strength on one split: what is scored."""
+
+    name: str
+    split: str
+    strength: float = 1.0
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} | {self.split} | strength {self.strength:g} | seed {self.seed}"
+
+
+class Bench:
+    """The scores so far, and how to get more."""
+
+    def __init__(self) -> None:
+        self.base = bases.load_base("smollm2-135m-instruct")
+        self.sources = {entry.name: entry for entry in library.builtin() if entry.name in TASKS}
+        self.rows = {task: rows for task, rows in text.tasks().items() if task in TASKS}
+        self.scores = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+    def score(self, point: Point) -> dict[str, dict[str, float]]:
+        """Exact share and loss by task, from the file or measured now."""
+        if point.key not in self.scores:
+            with_adapter = self.weighting(point)
+            measured = {task: self.measure(with_adapter, task, point.split) for task in TASKS}
+            self.forget(with_adapter)
+            self.scores[point.key] = measured
+            RESULTS.parent.mkdir(exist_ok=True)
+            scratch = RESULTS.with_suffix(".tmp")
+            scratch.write_text(json.dumps(self.scores, indent=0, sort_keys=True) + "\n")
+            os.replace(scratch, RESULTS)
+            print(f"{point.key}: {mean(s['exact'] for s in measured.values()):.1%}", file=sys.stderr, flush=True)
+        return self.scores[point.key]
+
+    def weighting(self, point: Point) -> Weighting:
+        """The pool's weights that make the point; a merge is made, written and read back as the page does."""
+        if point.name == "base":
+            return Weighting()
+        if point.name in self.sources:
+            return Weighting(((self.sources[point.name].key, 1.0),))
+        method, parameters = METHODS[point.name]
+        adapters = [library.get(self.sources[task].key) for task in TASKS]
+        merged = lego.merge(adapters, method=method, seed=point.seed, name=point.name, **parameters)
+        return Weighting(((library.add_merge(merged).key, point.strength),))
+
+    def forget(self, weighting: Weighting) -> None:
+        """Remove a merge's folder: dozens are made."""
+        for key, _ in weighting.adapters:
+            if library.entry(key).source == "merge":
+                shutil.rmtree(library.entry(key).path.parent)
+
+    def measure(self, weighting: Weighting, task: str, split: str) -> dict[str, float]:
+        """Exact share, loss per answer token and number of rows of one task."""
+        rows = [row for row in self.rows[task] if row["split"] == split]
+        for scores in text.score(self.base, [Variant("it", weighting)], rows):
+            last = scores
+        return {"exact": last.exact[0], "nll": last.nll[0], "rows": len(rows)}
+
+    def best_strength(self, name: str) -> float:
+        """The strength with the most exact answers on the tune rows; among equals the least loss."""
+        if name == "average (NLA)":  # the same update as the sum, in other units
+            return len(TASKS) * self.best_strength("sum")
+
+        def quality(strength: float) -> tuple[float, float]:
+            found = self.score(Point(name, "tune", strength)).values()
+            return mean(s["exact"] for s in found), -mean(s["nll"] for s in found)
+
+        return max(STRENGTHS, key=quality)
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        return SEEDS if lego.method(METHODS[name][0]).random else (0,)
+
+    def merged(self, name: str, strength: float) -> list[dict[str, dict[str, float]]]:
+        """Held-out scores of a method, a table for each seed."""
+        if name == "average (NLA)" and strength != 1:
+            return self.merged("sum", strength / len(TASKS))
+        return [self.score(Point(name, "held_out", strength, seed)) for seed in self.seeds(name)]
+
+
+def line(label: str, strength: str, runs: list[dict[str, dict[str, float]]]) -> list[str]:
+    """One row: tasks, mean with its 95 % interval over rows, spread over seeds, loss."""
+    by_task = {task: mean(run[task]["exact"] for run in runs) for task in TASKS}
+    variance = sum(p * (1 - p) / runs[0][task]["rows"] for task, p in by_task.items()) / len(TASKS) ** 2
+    means = [mean(run[task]["exact"] for task in TASKS) for run in runs]
+    spread = f"{100 * stdev(means):.1f}" if len(means) > 1 else ""
+    loss = mean(run[task]["nll"] for run in runs for task in TASKS)
+    total = f"**{100 * mean(means):.1f}** ± {196 * math.sqrt(variance):.1f}"
+    return [label, strength, *(f"{100 * by_task[task]:.1f}" for task in TASKS), total, spread, f"{loss:.2f}"]
+
+
+def lines(bench: Bench) -> Iterator[list[str]]:
+    """The whole table."""
+    yield line("base", "", [bench.score(Point("base", "held_out"))])
+    alone = {task: bench.score(Point(task, "held_out")) for task in TASKS}
+    for task in TASKS:
+        yield line(f"LoRA {task}", "1", [alone[task]])
+    yield line("each LoRA on its own task", "1", [{task: alone[task][task] for task in TASKS}])
+    for name in METHODS:  # nominal first: a stopped run has these
+        bench.merged(name, 1.0)
+    for name in METHODS:
+        yield line(name, "1", bench.merged(name, 1.0))
+        best = bench.best_strength(name)
+        yield line(name, f"{best:g} (best)", bench.merged(name, best))
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=__doc__.splitlines()[0])
+    options.add_argument("--write", action="store_true", help="put the table into README.md")
+    write = options.parse_args().write
+    head = ["", "strength", *TASKS, "mean ± 95 %", "± seeds", "loss"]
+    bench = Bench()
+    counts = {int(s["rows"]) for s in bench.score(Point("base", "held_out")).values()}
+    made = table(head, list(lines(bench)))
+    note = (
+        f"Exact match in % on {'/'.join(map(str, sorted(counts)))} held-out rows a task; loss in nats per answer token."
+    )
+    print(f"{made}\n\n{note} {machine()}.")
+    if write:
+        write_into_readme("tasks", f"{made}\n\n{note}")
+
+
+if __name__ == "__main__":
+    main()
