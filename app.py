@@ -1,0 +1,33 @@
+"""Brickyard: take LoRAs apart, merge them with LoRA-LEGO, compare the result. ``python app.py`` opens the page."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  (before torch touches CUDA)
+
+from components import page, start, theme
+
+app = page.build()
+app.queue(max_size=64)
+
+
+def main() -> None:
+    """Serve the page; models and projections warm up behind it."""
+    start.warm_up()
+    app.launch(
+        theme=theme.theme(),
+        css=theme.css(),
+        allowed_paths=start.allowed_paths(),
+        max_file_size="200mb",
+        server_port=int(os.environ.get("GRADIO_SERVER_PORT", os.environ.get("PORT", "7860"))),
+        footer_links=["api", "gradio", "settings"],
+        ssr_mode=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

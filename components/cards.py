@@ -1,0 +1,97 @@
+"""Adapters as cards: what each is, what it scored, whether it fits the base, and its weight while it is picked."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from html import escape
+from typing import Any
+
+from backends import bases, library
+from backends.library import Entry
+from components import fragments
+from components.palette import adapter_colour
+from components.session import Session
+from components.shelf import shelf
+from components.work import loading, peek
+from lego.merge import spread
+
+LOWEST, HIGHEST = -2.0, 3.0
+GROUPS = {"merge": "Made here", "upload": "Added", "folder": "Added", "hub": "Added", "built-in": "Built in"}
+
+
+def misfit(session: Session, entry: Entry) -> str | None:
+    """Why an adapter does not fit the session's base, in one sentence; None where it fits or the base is not loaded yet."""
+    coming = peek(session.base)
+    if coming is None or not coming.done or coming.error is not None:
+        return None
+    return library.fits(entry, _shapes(coming.id))
+
+
+@lru_cache(maxsize=4)
+def _shapes(base_id: str) -> dict[str, tuple[int, int]]:
+    return bases.module_shapes(loading(base_id).base())
+
+
+def draw(session: Session) -> str:
+    """All cards that the session may pick from, grouped by where they come from."""
+    groups: dict[str, list[str]] = {}
+    for entry in shelf(session).values():
+        groups.setdefault(GROUPS.get(entry.source, "Added"), []).append(card(session, entry))
+    order = [name for name in dict.fromkeys(GROUPS.values()) if name in groups]
+    return "".join(
+        f'<div class="by-group">{name}</div><div class="by-cards">{"".join(groups[name])}</div>' for name in order
+    )
+
+
+def card(session: Session, entry: Entry) -> str:
+    """One adapter. The whole face is a checkbox; the weight appears below it while the adapter is picked."""
+    pick, why = session.pick(entry.key), misfit(session, entry)
+    title = escape(title_of(session, entry))
+    look = "picked" if pick else "unfit" if why else ""
+    colour = f' style="--card:{adapter_colour(pick.slot)}"' if pick else ""
+    blocked = " disabled" if why and not pick else ""
+    facts = f'<div class="by-facts">{_facts(entry)}</div>'
+    reason = f'<div class="by-why">{escape(why)}</div>' if why else ""
+    task = f'<div class="by-task">{escape(entry.task)}</div>' if entry.task else ""
+    checked = "true" if pick else "false"
+    face = (
+        f'<button type="button" class="by-face" role="checkbox" aria-checked="{checked}" aria-label="{title}"{blocked}>'
+        f'<div class="by-name">{title}<span class="by-tick" aria-hidden="true">{"✓" if pick else ""}</span></div>'
+        f"{task}{facts}{_score(entry)}{reason}</button>"
+    )
+    weight = _weight(title, pick.weight) if pick else ""
+    return f'<div class="by-card {look}" data-key="{escape(entry.key)}"{colour}>{face}{weight}</div>'
+
+
+def title_of(session: Session, entry: Entry) -> str:
+    """What the visitor calls it: the name of their merge, or the adapter's own title."""
+    return next((made.name for made in session.merges if made.key == entry.key), entry.title)
+
+
+def _facts(entry: Entry) -> str:
+    targets = ", ".join(entry.targets) if len(entry.targets) <= 3 else f"{len(entry.targets)} kinds of module"
+    named = [("rank", spread(entry.ranks)), ("alpha", entry.alpha), ("on", targets)]
+    every = escape(", ".join(entry.targets))
+    pairs = "".join(f'<span title="{every}">{name} <b>{escape(value)}</b></span>' for name, value in named if value)
+    return f"{pairs}<span>{fragments.size(entry.size_bytes)}</span><span>{escape(entry.origin or entry.source)}</span>"
+
+
+def _score(entry: Entry) -> str:
+    facts: dict[str, Any] = entry.card.get("brickyard") or {}
+    before, after = facts.get("before"), facts.get("after")
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return ""
+    metric = str(facts.get("metric", "score"))
+    share = 0 <= before <= 1 and 0 <= after <= 1
+    text = f"{before:.0%} → {after:.0%}" if share else f"{before:.2f} → {after:.2f}"
+    bars = f'<i style="width:{after:.0%}"></i><i class="before" style="width:{before:.0%}"></i>' if share else ""
+    track = f'<div class="by-track" aria-hidden="true">{bars}</div>' if share else ""
+    return f'<div class="by-score">{escape(metric)}, base → adapter: <b class="by-num">{text}</b>{track}</div>'
+
+
+def _weight(title: str, weight: float) -> str:
+    attributes = f'min="{LOWEST}" max="{HIGHEST}" step="0.05" value="{weight:g}"'
+    return (
+        f'<div class="by-weight"><span>Weight</span><input type="range" {attributes} aria-label="Weight of {title}">'
+        f'<input type="number" {attributes} aria-label="Weight of {title} as a number"></div>'
+    )

@@ -1,0 +1,127 @@
+"""A comparison as plain data: variants × prompts, its texts, and how it is drawn and exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from backends.text import Grid
+from components import fragments
+from components.session import Column
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Texts of every variant for every prompt, row by row as the columns stand.
+
+    Attributes:
+        base: id of the base model.
+        names, slots: of each variant: its name and the colours it is made of.
+        weightings: of each variant: the adapters' library keys with their weights.
+        prompts: as they were given.
+        settings: everything else that decides the texts.
+        texts, tokens, ended: [variant][prompt]; the last tells which texts are complete.
+        finished: whether generation came to its end.
+        seconds: since the start.
+    """
+
+    base: str
+    names: tuple[str, ...]
+    slots: tuple[tuple[int, ...], ...]
+    weightings: tuple[tuple[tuple[str, float], ...], ...]
+    prompts: tuple[str, ...]
+    settings: tuple[tuple[str, Any], ...]
+    texts: tuple[tuple[str, ...], ...] = ()
+    tokens: tuple[tuple[int, ...], ...] = ()
+    ended: tuple[tuple[bool, ...], ...] = ()
+    finished: bool = False
+    seconds: float = 0.0
+
+    def filled(self, grid: Grid) -> Comparison:
+        """The same with the texts that have come so far."""
+        come = {"texts": grid.texts, "tokens": grid.tokens, "ended": grid.ended}
+        return replace(self, **come, finished=grid.finished, seconds=grid.seconds)
+
+    def data(self) -> dict[str, Any]:
+        """The comparison as JSON takes it."""
+        columns = [
+            {
+                "name": name,
+                "adapters": [{"key": key, "weight": weight} for key, weight in weighting],
+                "texts": list(texts),
+            }
+            for name, weighting, texts in zip(self.names, self.weightings, self.texts, strict=True)
+        ]
+        facts = {"base": self.base, **dict(self.settings), "prompts": list(self.prompts), "variants": columns}
+        return {"brickyard": "comparison", **facts, "finished": self.finished, "seconds": round(self.seconds, 3)}
+
+
+def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[str, Any]) -> Comparison:
+    """A comparison before its first token."""
+    return Comparison(
+        base=base,
+        names=tuple(column.name for column in columns),
+        slots=tuple(column.slots for column in columns),
+        weightings=tuple(column.weighting.adapters for column in columns),
+        prompts=tuple(prompts),
+        settings=tuple(settings.items()),
+        texts=tuple(("",) * len(prompts) for _ in columns),
+        tokens=tuple((0,) * len(prompts) for _ in columns),
+        ended=tuple((False,) * len(prompts) for _ in columns),
+    )
+
+
+def draw(found: Comparison, marks: bool, running: bool = False) -> str:
+    """All columns as HTML; ``marks`` shows what differs from the base's text, where the base is among the columns."""
+    base = found.names.index("Base") if "Base" in found.names else None
+    columns = "".join(_column(found, i, base if marks else None, running) for i in range(len(found.names)))
+    return f'<div class="by-columns">{columns}</div>'
+
+
+def _column(found: Comparison, i: int, base: int | None, running: bool) -> str:
+    total = sum(found.tokens[i])
+    label = escape(found.names[i])
+    swatch, count = fragments.swatch(found.slots[i]), f"<small class='by-num'>{total} tokens</small>"
+    head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>"
+    cells = "".join(_cell(found, i, j, base, running) for j in range(len(found.prompts)))
+    line = f'<i class="by-edge" style="background:{fragments.edge(found.slots[i])}"></i>'
+    return f'<section class="by-column" aria-label="{label}">{line}{head}{cells}</section>'
+
+
+def _cell(found: Comparison, i: int, j: int, base: int | None, running: bool) -> str:
+    text = found.texts[i][j]
+    body = escape(text)
+    running = running and not found.ended[i][j]
+    if base is not None and base != i and found.ended[i][j] and found.ended[base][j]:
+        body = fragments.mark_differences(text, found.texts[base][j])
+    if not text:
+        body = "" if running else '<span class="by-none">nothing</span>'
+    cursor = '<span class="by-cursor"></span>' if running else ""
+    prompt = f'<p class="by-prompt" title="{escape(found.prompts[j])}">{escape(found.prompts[j])}</p>'
+    return f'<div class="by-cell">{prompt}<p class="by-text">{body}{cursor}</p></div>'
+
+
+def to_json(found: Comparison) -> str:
+    """The whole comparison as a JSON document."""
+    return json.dumps(found.data(), ensure_ascii=False, indent=2)
+
+
+PLAIN = """
+:root { --body-text-color: #292524; --body-text-color-subdued: #6f6862; --border-color-primary: #e5e1dc;
+  --background-fill-primary: #fff; --primary-500: #b5532f; }
+@media (prefers-color-scheme: dark) { :root { --body-text-color: #ece8e3; --body-text-color-subdued: #a8a099;
+  --border-color-primary: #38332f; --background-fill-primary: #1f1c1a; } body { background: #171513; } }
+body { font-family: system-ui, sans-serif; margin: 32px; color: var(--body-text-color); } h1 { font-size: 20px; }
+"""
+
+
+def to_html(found: Comparison, style: str) -> str:
+    """The comparison as a page of its own that needs nothing else."""
+    facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in found.settings)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Brickyard comparison</title><style>{PLAIN}{style}</style></head><body><h1>Brickyard comparison</h1>"
+        f'<p class="by-subtle">{escape(found.base)}, {facts}</p>{draw(found, marks=True)}</body></html>'
+    )

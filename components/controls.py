@@ -1,0 +1,63 @@
+"""A merge method's parameters as components: what the method declares is what the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from lego import Method, Parameter, method, methods
+
+RANKS = ("0.5r", "r", "2r", "3r", "all")
+
+
+def control(parameter: Parameter) -> Component:
+    """The component in which one parameter is set."""
+    label, info = parameter.name.replace("_", " "), parameter.help
+    label = label if label in ("k", "r") else label.capitalize()
+    if parameter.type == "bool":
+        return gr.Checkbox(bool(parameter.default), label=label, info=info)
+    if parameter.type == "choice":
+        return gr.Dropdown(list(parameter.choices or ()), value=parameter.default, label=label, info=info)
+    if parameter.type == "rank":
+        return gr.Dropdown(list(RANKS), value=str(parameter.default), label=label, info=info, allow_custom_value=True)
+    if parameter.name == "strength":
+        return gr.Slider(0, 2, value=parameter.default, step=0.05, label=label, info=info)
+    low, high = parameter.minimum, parameter.maximum
+    step = 1 if parameter.type == "int" else 0.01
+    if low is not None and high is not None and high - low <= 100:
+        return gr.Slider(low, high, value=parameter.default, step=step, label=label, info=info)
+    precision = 0 if parameter.type == "int" else None
+    return gr.Number(parameter.default, label=label, info=info, minimum=low, maximum=high, precision=precision)
+
+
+def group(found: Method, visible: bool) -> tuple[gr.Group, list[Component]]:
+    """All parameters of one method in one group; only the chosen method's group is visible."""
+    with gr.Column(visible=visible, elem_classes="plain") as box:
+        return box, [control(parameter) for parameter in found.parameters]
+
+
+def read(found: Method, values: Sequence[Any]) -> dict[str, Any]:
+    """The parameters as the method takes them, from its components' values in the same order."""
+    given = dict(zip((parameter.name for parameter in found.parameters), values, strict=True))
+    whole = {parameter.name for parameter in found.parameters if parameter.type == "int"}
+    return found.validate(
+        {name: int(value) if name in whole and value is not None else value for name, value in given.items()}
+    )
+
+
+def read_one(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """The same for the method of that name, from the values of all methods' components in the registry's order.
+
+    Raises:
+        AdapterError: for a value outside what the parameter takes.
+    """
+    start = 0
+    for other, found in methods().items():
+        count = len(found.parameters)
+        if other == name:
+            return read(found, values[start : start + count])
+        start += count
+    return read(method(name), values)

@@ -1,0 +1,62 @@
+"""Example prompts that fit the picked adapters: held-out rows of the tasks they were trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from backends.library import Entry
+from backends.text import tasks
+from components import fragments
+from components.session import Session
+from components.shelf import shelf
+
+PER_ADAPTER = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt on offer: the line for the prompt box, and the colour of the adapter it fits."""
+
+    line: str
+    slot: int
+
+
+def task_of(entry: Entry) -> str | None:
+    """The name of the task file that belongs to an adapter, from its card; None where it names none."""
+    card = entry.card.get("brickyard") or {}
+    name = str(card.get("task_file") or card.get("task") or entry.name).removesuffix(".jsonl")
+    return name.rsplit("/", 1)[-1] if name.rsplit("/", 1)[-1] in tasks() else None
+
+
+def held_out(task: str) -> list[dict]:
+    """The rows of a task that no adapter was trained on."""
+    return [row for row in tasks()[task] if row.get("split", "held_out") == "held_out"]
+
+
+def offered(session: Session) -> list[Example]:
+    """A few prompts for every picked adapter that has a task."""
+    entries, found = shelf(session), []
+    for pick in session.picks:
+        task = task_of(entries[pick.key])
+        rows = held_out(task)[:PER_ADAPTER] if task else []
+        found += [Example(row["prompt"].replace("\n", "\\n"), pick.slot) for row in rows]
+    return found
+
+
+def first(session: Session) -> str:
+    """One prompt for each picked adapter: what stands in the box when the page opens."""
+    best: dict[int, str] = {}
+    for found in offered(session):
+        best.setdefault(found.slot, found.line)
+    return "\n".join(best.values())
+
+
+def draw(session: Session) -> str:
+    """The examples as chips in their adapter's colour."""
+    chips = "".join(
+        f'<button type="button" data-index="{i}" title="{escape(found.line)}">{fragments.swatch((found.slot,))}'
+        f'<span class="t">{escape(found.line.replace(chr(92) + "n", " "))}</span></button>'
+        for i, found in enumerate(offered(session))
+    )
+    return f'<div class="by-chips"><span class="by-subtle">Add an example:</span>{chips}</div>' if chips else ""

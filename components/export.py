@@ -1,0 +1,73 @@
+"""Files for download, written complete or not at all, into a folder of their own in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from backends import library
+from backends.bases import home
+from components import comparison
+from components.comparison import Comparison
+from components.making import slug
+from components.theme import css
+from lego import AdapterError
+
+
+def folder() -> Path:
+    """Where downloads are written; the only folder that the server gives files from."""
+    path = home() / "exports"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _once(target: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file under a temporary name and rename it, unless it is there already."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
+    os.close(handle)
+    try:
+        write(Path(scratch))
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return target
+
+
+def adapter_zip(key: str, name: str) -> Path:
+    """An adapter of the library as a zip of its PEFT folder: weights, config, card, and the recipe of a merge.
+
+    Raises:
+        AdapterError: when the adapter has no folder.
+    """
+    source = library.entry(key).path
+    if source is None or not Path(source).is_dir():
+        raise AdapterError("has no files to download", name)
+    called = slug(name) or "adapter"
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(Path(source).iterdir()):
+                if file.is_file():
+                    archive.write(file, f"{called}/{file.name}")
+
+    return _once(folder() / key / f"{called}.zip", write)
+
+
+def comparison_files(found: Comparison) -> tuple[Path, Path]:
+    """The comparison as JSON and as a standalone page."""
+    text = comparison.to_json(found)
+    place = folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
+    page = comparison.to_html(found, css())
+    as_json = _once(place / "comparison.json", lambda path: _write(path, text))
+    return as_json, _once(place / "comparison.html", lambda path: _write(path, page))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

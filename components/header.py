@@ -1,0 +1,122 @@
+"""The top of the page: what this is, how the base model is doing, and what is picked, at one glance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from components import cards, fragments
+from components.messages import EXPECTED
+from components.session import Session
+from components.shelf import shelf
+from components.work import Loading, loading
+
+LOGO = (
+    '<svg class="by-logo" viewBox="0 0 38 38" aria-hidden="true">'
+    '<rect x="1" y="4" width="20" height="8" rx="2" fill="#b5532f"/>'
+    '<rect x="24" y="4" width="13" height="8" rx="2" fill="#e08e2b"/>'
+    '<rect x="1" y="15" width="11" height="8" rx="2" fill="#3d7fd6"/>'
+    '<rect x="15" y="15" width="22" height="8" rx="2" fill="#b5532f" opacity=".75"/>'
+    '<rect x="1" y="26" width="22" height="8" rx="2" fill="#2a9d7f"/>'
+    '<rect x="26" y="26" width="11" height="8" rx="2" fill="#b5532f" opacity=".5"/></svg>'
+)
+TITLE = (
+    f'<div class="by-header"><div class="by-brand">{LOGO}<div><h1>Brickyard</h1>'
+    "<p>Take LoRAs apart into their smallest bricks, merge them into one, and judge the result next to the originals.</p></div></div>"
+    '<button type="button" class="by-tool" aria-label="Switch between light and dark" title="Light or dark">◐</button></div>'
+)
+THEME_SCRIPT = """
+element.addEventListener('click', (event) => {
+  if (event.target.closest('.by-tool')) document.body.classList.toggle('dark');
+});
+"""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The components of the header that events need."""
+
+    status: gr.HTML
+    again: gr.Button
+    strip: gr.HTML
+    compare: gr.Button
+
+
+def create() -> Header:
+    """Lay the header out; nothing is wired yet."""
+    gr.HTML(TITLE, js_on_load=THEME_SCRIPT)
+    with gr.Row(elem_classes="by-top"):
+        with gr.Column(scale=1, min_width=280, elem_classes="by-tight"):
+            status = gr.HTML(_status("loading", "Base model", "starting"), label="Base model state")
+            strip = gr.HTML(label="What is picked")
+        with gr.Column(scale=0, min_width=170, elem_classes="by-tight"):
+            again = gr.Button("Try again", visible=False, min_width=110)
+            compare = gr.Button("Compare them", variant="primary", min_width=150)
+    return Header(status, again, strip, compare)
+
+
+def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:
+    bar = ""
+    if look == "loading" and fraction is not None:
+        bar = f'<span class="by-bar"><i style="width:{100 * fraction:.0f}%"></i></span>'
+    return (
+        f'<div class="by-status {look}" role="status" aria-label="Base model"><span class="by-dot"></span>'
+        f"<span>{escape(title)}</span>{bar}<small>{escape(detail)}</small></div>"
+    )
+
+
+def describe(base_id: str, coming: Loading) -> str:
+    """The state of a base as one line: loading and how far, ready and where it runs, or what went wrong and what to do."""
+    if not coming.done:
+        percent = f" {coming.fraction:.0%}" if coming.fraction is not None else ""
+        return _status("loading", base_id, f"{coming.text}{percent}", coming.fraction)
+    if coming.error is not None:
+        if not isinstance(coming.error, EXPECTED):
+            raise coming.error
+        return _status("error", base_id, f"{coming.error} Maps and merges work without it.")
+    base = coming.base()
+    precision = str(base.dtype).removeprefix("torch.")
+    return _status("ready", base.info.title, f"ready on {base.device}, {precision}")
+
+
+def watch(session: Session) -> Iterator[tuple[str, Any, str | Any]]:
+    """Follow the loading of the session's base until it is ready or failed; then the cards know what fits."""
+    coming = loading(session.base)
+    for _ in coming.watch():
+        yield describe(session.base, coming), gr.Button(visible=False), gr.skip()
+    yield describe(session.base, coming), gr.Button(visible=coming.error is not None), cards.draw(session)
+
+
+def strip(session: Session) -> str:
+    """What is picked and what was made of it, in the colours that every view uses."""
+    entries = shelf(session)
+    names = {pick.key: escape(cards.title_of(session, entries[pick.key])) for pick in session.picks}
+    picks = [f"<span>{fragments.swatch((p.slot,))}{names[p.key]}{_times(p.weight)}</span>" for p in session.picks]
+    made = [f"<span>{fragments.swatch(m.slots)}{escape(m.name)}</span>" for m in session.merges]
+    picked = "".join(picks) or '<span class="by-subtle">no adapters</span>'
+    merged = f'<span class="by-subtle">Merged</span>{"".join(made)}' if made else ""
+    return f'<div class="by-legend" role="group" aria-label="Picked"><span class="by-subtle">Picked</span>{picked}{merged}</div>'
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f' <b class="by-num">×&thinsp;{weight:g}</b>'
+
+
+def wire(top: Header, tabs: gr.Tabs, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> None:
+    """Connect the header's events; after each event of ``based`` another base may be wanted."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    session.change(strip, [session], [top.strip], **private)
+    top.compare.click(show_comparison, None, [tabs], **private)
+    state = [top.status, top.again, cards_shown]
+    for event in based:
+        event.then(watch, [session], state, **private)
+    top.again.click(watch, [session], state, **private)
+
+
+def show_comparison() -> Any:
+    """Go to the tab where the comparison runs."""
+    return gr.Tabs(selected="compare")

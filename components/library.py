@@ -1,0 +1,160 @@
+"""The Library tab: the base model, adapters as cards to pick and weigh, and ways to add more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from backends import bases, library
+from backends.library import Entry
+from components import cards, fragments, uploads
+from components.messages import told
+from components.session import MAX_PICKS, Session
+from components.shelf import checked_base, entry_of, local
+from lego import AdapterError
+
+CARDS_SCRIPT = """
+const keyOf = (event) => event.target.closest('[data-key]')?.dataset.key;
+element.addEventListener('click', (event) => {
+  const face = event.target.closest('button.by-face');
+  if (face && !face.disabled) trigger('pick', {key: keyOf(event)});
+});
+element.addEventListener('input', (event) => {
+  const pair = event.target.closest('.by-weight')?.querySelectorAll('input') ?? [];
+  pair.forEach((input) => { if (input !== event.target) input.value = event.target.value; });
+});
+element.addEventListener('change', (event) => {
+  if (event.target.closest('.by-weight')) trigger('weigh', {key: keyOf(event), weight: Number(event.target.value)});
+});
+"""
+
+
+@dataclass(frozen=True)
+class LibraryTab:
+    """The components of the tab that events need."""
+
+    base: gr.Dropdown
+    cards: gr.HTML
+    hub: gr.Textbox
+    hub_add: gr.Button
+    folder: gr.Textbox
+    folder_add: gr.Button
+    files: gr.File
+    files_add: gr.Button
+
+
+def create() -> LibraryTab:
+    """Lay the tab out; nothing is wired yet."""
+    choices = [(info.title, info.id) for info in bases.catalogue()]
+    others = "a model id of the Hugging Face hub" + (" or the path of a local folder" if local() else "")
+    info = f"The built-in model, or type {others} and press Enter."
+    base = gr.Dropdown(choices, value=choices[0][1], label="Base model", info=info, allow_custom_value=True)
+    how = f"Click a card to pick or drop it, up to {MAX_PICKS}. Weights count in sums, the map and merges."
+    gr.HTML(fragments.heading("Adapters", how))
+    shown = gr.HTML(fragments.progress("Reading the library", None), js_on_load=CARDS_SCRIPT, label="Adapters")
+    with gr.Accordion("Add adapters", open=False), gr.Row():
+        with gr.Column(min_width=260):
+            hub = gr.Textbox(label="Hub id", placeholder="owner/name", info="A LoRA in PEFT's layout.", max_length=200)
+            hub_add = gr.Button("Add from the hub")
+        with gr.Column(min_width=260, visible=local()):
+            info = "Holds adapter_config.json."
+            folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=info, max_length=1000)
+            folder_add = gr.Button("Add the folder")
+        with gr.Column(min_width=260):
+            wanted = "adapter_model.safetensors and adapter_config.json"
+            files = gr.File(
+                label=wanted, file_count="multiple", file_types=[".safetensors", ".json", ".md"], height=110
+            )
+            files_add = gr.Button("Add the files")
+    return LibraryTab(base, shown, hub, hub_add, folder, folder_add, files, files_add)
+
+
+@told
+def pick(session: Session, event: gr.EventData) -> Session:
+    """Pick or drop the adapter of the clicked card."""
+    entry = entry_of(session, event.key)
+    if session.pick(entry.key) is None:
+        if len(session.picks) >= MAX_PICKS:
+            raise AdapterError(f"{MAX_PICKS} adapters are picked already", None, "Drop one first.")
+        if why := cards.misfit(session, entry):
+            raise AdapterError(why, entry.title)
+    return session.toggle(entry.key)
+
+
+@told
+def weigh(session: Session, event: gr.EventData) -> Session:
+    """Give a picked adapter the weight of its slider."""
+    entry, weight = entry_of(session, event.key), event.weight
+    if not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise AdapterError("the weight is not a number", entry.title)
+    return session.weigh(entry.key, max(cards.LOWEST, min(cards.HIGHEST, float(weight))))
+
+
+def _added(session: Session, entry: Entry) -> Session:
+    why = cards.misfit(session, entry)
+    gr.Info(f"Added {entry.title}." + (f" It does not fit this base: {why}" if why else ""))
+    session = session.add(entry.key)
+    return session if why or session.pick(entry.key) or len(session.picks) >= MAX_PICKS else session.toggle(entry.key)
+
+
+@told
+def open_folder(path: str) -> str:
+    """Read an adapter from a local folder; refused where visitors are not on this machine."""
+    if not local():
+        raise AdapterError("local folders are not opened here", None, "Upload the files instead.")
+    if not path.strip():
+        raise AdapterError("no folder is named", None, "Type its path.")
+    return library.add_folder(path.strip()).key
+
+
+@told
+def open_hub(name: str) -> str:
+    """Fetch an adapter from the hub."""
+    if not name.strip():
+        raise AdapterError("no hub id is given", None, "Type one like owner/name.")
+    return library.add_hub(name.strip()).key
+
+
+@told
+def open_files(files: list[str] | None) -> str:
+    """Read an adapter from uploaded files, told apart by their names."""
+    return uploads.receive(files or []).key
+
+
+@told
+def join(session: Session, key: str) -> Session:
+    """Put a newly added adapter on this session's shelf, and pick it where it fits."""
+    return _added(session, library.entry(key))
+
+
+@told
+def choose_base(session: Session, base: str) -> Session:
+    """Change the base model; what does not fit it says so on its card."""
+    return replace(session, base=checked_base(base))
+
+
+def wire(tab: LibraryTab, session: gr.State) -> Any:
+    """Connect the tab's events; returns the event after which another base is wanted."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session", "trigger_mode": "multiple"}
+    session.change(cards.draw, [session], [tab.cards], **private)
+    tab.cards.pick(pick, [session], [session], **quick)
+    tab.cards.weigh(weigh, [session], [session], **quick)
+    key = gr.State("")
+    ways: list[tuple[Any, Callable[..., str], Any]] = [
+        (tab.hub_add.click, open_hub, tab.hub),
+        (tab.hub.submit, open_hub, tab.hub),
+        (tab.folder_add.click, open_folder, tab.folder),
+        (tab.folder.submit, open_folder, tab.folder),
+        (tab.files_add.click, open_files, tab.files),
+    ]
+    for listen, function, source in ways:
+        opened = listen(
+            function, [source], [key], api_visibility="private", show_progress="minimal", concurrency_limit=4
+        )
+        opened.success(join, [session, key], [session], **quick)
+    return tab.base.input(choose_base, [session, tab.base], [session], **quick)

@@ -1,0 +1,93 @@
+"""Merges as the page makes them: from library keys to a library entry that holds exactly what is downloaded."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import lego
+from backends import library
+from backends.library import Entry
+from components.session import Made
+from lego import AdapterError, MergeReport
+
+NAME_LIMIT = 60
+
+
+def make(
+    weights: Sequence[tuple[str, float]],
+    method: str,
+    parameters: dict[str, Any],
+    seed: int,
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Entry:
+    """Merge adapters of the library and put the result there.
+
+    Args:
+        weights: (library key, weight) of each source.
+        method, parameters, seed: as `lego.merge` takes them.
+        name: for the files; the method's title where it is empty.
+        progress: called with (modules done, modules in all); may raise to stop.
+
+    Raises:
+        AdapterError: when the sources or parameters cannot be used together.
+    """
+    adapters = [library.get(key) for key, _ in weights]
+    merged = lego.merge(
+        adapters,
+        method=method,
+        weights=[weight for _, weight in weights],
+        seed=seed,
+        name=slug(name) or slug(title_of(method, parameters)),
+        progress=progress,
+        **parameters,
+    )
+    return library.add_merge(merged)
+
+
+def title_of(method: str, parameters: dict[str, Any]) -> str:
+    """A short name for a merge: its method, its rank where it has one, its strength where it is not 1."""
+    words = [lego.method(method).title]
+    words += [f"k={parameters['k']}"] if "k" in parameters else []
+    words += [f"×{parameters['strength']:g}"] if parameters.get("strength", 1) != 1 else []
+    return " ".join(words)
+
+
+def slug(name: str) -> str:
+    """The name as a file may be called: letters, digits, dot, dash and underscore; empty where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:NAME_LIMIT]
+
+
+_first_lock = threading.Lock()
+
+
+@lru_cache(maxsize=8)
+def _first(weights: tuple[tuple[str, float], ...]) -> Entry:
+    return make(weights, "lego", lego.method("lego").validate({}), 0, "")
+
+
+def first(weights: tuple[tuple[str, float], ...], slots: tuple[int, ...]) -> Made:
+    """The LEGO merge, with its defaults, that a page opens with; made once in the process for the same picks."""
+    with _first_lock:
+        entry = _first(weights)
+    return Made(entry.key, title_of("lego", lego.method("lego").validate({})), slots)
+
+
+@lru_cache(maxsize=64)
+def report_of(key: str) -> MergeReport:
+    """The report of a merge in the library.
+
+    Raises:
+        AdapterError: when the adapter is not a merge of this app.
+    """
+    adapter = library.get(key)
+    if adapter.report is not None:
+        return adapter.report
+    file = adapter.path / "report.json" if adapter.path else None
+    if file is None or not file.is_file():
+        raise AdapterError("has no merge report", adapter.name, "It was not made here.")
+    return MergeReport.model_validate_json(file.read_text(encoding="utf-8"))

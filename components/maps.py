@@ -1,0 +1,197 @@
+"""Unit maps of picked adapters, computed once per content and shared: the plain functions behind the Map tab."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from backends import library
+from components.figures import Group, Points
+from components.session import Session, UnitId
+from components.shelf import shelf
+from components.work import in_thread
+from lego import Adapter, AdapterError, module_kind, module_layer
+from lego.layout import UnitMap, resolve, unit_map
+
+MOST_UNITS = 4000
+"""More units than this are thinned out by whole modules: the Gram matrix grows with their square."""
+
+
+_lock = threading.Lock()
+_one_umap = threading.Lock()
+"""One at a time: projections must not slow the page down."""
+
+
+class Mapped:
+    """A unit map with its projections, shared by every visitor who looks at the same adapters and modules."""
+
+    def __init__(self, units: UnitMap, total: int) -> None:
+        self.units, self.total = units, total
+
+    @cached_property
+    def pca(self) -> np.ndarray:
+        """The two principal components, (units, 2)."""
+        return self.units.pca()
+
+    @cached_property
+    def umap(self) -> Future[np.ndarray]:
+        """UMAP coordinates (units, 2), computed in the background from the first time that they are asked for."""
+        return in_thread(self._umap, "umap")
+
+    def _umap(self) -> np.ndarray:
+        with _one_umap:
+            return self.units.umap()
+
+
+@dataclass(frozen=True)
+class View:
+    """What one visitor sees: the shared map, the colours and names of this session, and the number of clusters."""
+
+    mapped: Mapped
+    keys: tuple[str, ...]
+    groups: tuple[Group, ...]
+    k: int
+
+    @property
+    def units(self) -> UnitMap:
+        """The shared unit map."""
+        return self.mapped.units
+
+    @property
+    def total(self) -> int:
+        """Units there are, shown or not."""
+        return self.mapped.total
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit for reading."""
+
+    adapter: str
+    slot: int
+    module: str
+    rank_index: int
+    norm: float
+
+
+@lru_cache(maxsize=24)
+def _mapped(weights: tuple[tuple[str, float], ...], where: str) -> Mapped:
+    adapters = [library.get(key) for key, _ in weights]
+    modules = resolve(adapters, where)
+    counts = [sum(a.modules[m].rank for a in adapters if m in a.modules) for m in modules]
+    kept = _thinned(modules, counts)
+    return Mapped(unit_map(adapters, kept, [weight for _, weight in weights]), sum(counts))
+
+
+def _thinned(modules: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Every n-th module, so that at most MOST_UNITS units remain (but always one module)."""
+    step = max(1, -(-sum(counts) // MOST_UNITS))
+    return list(modules[::step])
+
+
+def mapped(weights: Iterable[tuple[str, float]], where: str) -> Mapped:
+    """The map of these adapters with these weights; computed once, by one thread at a time."""
+    with _lock:
+        return _mapped(tuple(weights), where)
+
+
+def view(session: Session, where: str, k: int) -> View:
+    """The map of the session's picks.
+
+    Raises:
+        AdapterError: when the picked adapters have no such module, or its units differ in length.
+    """
+    entries = shelf(session)
+    groups = tuple(Group(entries[pick.key].title, pick.slot) for pick in session.picks)
+    keys = tuple(pick.key for pick in session.picks)
+    return View(mapped(session.weights, where), keys, groups, k)
+
+
+def points(seen: View, xy: np.ndarray) -> Points:
+    """Everything the figures draw, at these coordinates."""
+    units = seen.units
+    return Points(
+        xy=xy,
+        owner=units.adapter,
+        module=[units.modules[i] for i in units.module],
+        layer=units.layer,
+        rank_index=units.rank_index,
+        norm=units.norm,
+        cluster=units.clusters(seen.k),
+        ids=np.arange(len(units)),
+    )
+
+
+def projected(seen: View, projection: str) -> Points | None:
+    """The points in a projection; None while it is still being computed."""
+    if projection != "UMAP":
+        return points(seen, seen.mapped.pca)
+    return points(seen, seen.mapped.umap.result()) if seen.mapped.umap.done() else None
+
+
+def wait_for(seen: View) -> Points:
+    """The points as UMAP lays them, once that is computed."""
+    return points(seen, seen.mapped.umap.result())
+
+
+def _picked(session: Session) -> list[Adapter]:
+    return [library.get(pick.key) for pick in session.picks]
+
+
+def kinds(session: Session) -> list[str]:
+    """Kinds of module of the picked adapters: those that most of them share first."""
+    count = Counter(kind for adapter in _picked(session) for kind in adapter.kinds)
+    return sorted(count, key=lambda kind: -count[kind])
+
+
+def modules_of(session: Session, kind: str) -> list[tuple[str, str]]:
+    """(label, name) of every module of a kind; the label is its layer where that tells it."""
+    names = [name for name in resolve(_picked(session), kind) if module_kind(name) == kind]
+    layers = Counter(module_layer(name) for name in names)
+    return [(f"layer {module_layer(n)}" if layers[module_layer(n)] == 1 else n, n) for n in names]
+
+
+def cluster_range(session: Session, kind: str) -> tuple[int, int]:
+    """(most clusters that make sense in one module of this kind, LEGO's default of twice the mean rank)."""
+    adapters = _picked(session)
+    ranks = [[a.modules[m].rank for a in adapters if m in a.modules] for m in resolve(adapters, kind)]
+    most = max(sum(own) for own in ranks)
+    widest = max(ranks, key=sum)
+    return most, min(most, round(2 * sum(widest) / len(widest)))
+
+
+def checked(seen: View, ids: Any) -> list[int]:
+    """Unit numbers as they came from the browser, once each.
+
+    Raises:
+        AdapterError: when they are not numbers of units of this map.
+    """
+    if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < len(seen.units) for i in ids):
+        raise AdapterError("these bricks are not on the map any more", None, "Select them again.")
+    return list(dict.fromkeys(ids))
+
+
+def unit_id(seen: View, i: int) -> UnitId:
+    """Which unit point i is."""
+    units = seen.units
+    return seen.keys[units.adapter[i]], units.modules[units.module[i]], int(units.rank_index[i])
+
+
+def rows_of(seen: View, selected: Iterable[UnitId]) -> list[int]:
+    """The points of those units that are on this map."""
+    wanted = set(selected)
+    return [i for i in range(len(seen.units)) if unit_id(seen, i) in wanted] if wanted else []
+
+
+def describe(seen: View, i: int) -> Unit:
+    """Point i for reading."""
+    units, group = seen.units, seen.groups[seen.units.adapter[i]]
+    module = units.modules[units.module[i]]
+    return Unit(group.name, group.slot, module, int(units.rank_index[i]), float(units.norm[i]))

@@ -1,0 +1,48 @@
+"""The whole page: header and tabs laid out first, events wired when all of them exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from backends import bases
+from components import compare, endpoints, examples, header, library, map, merge, scoring
+from components.session import Session
+from components.shelf import start_session
+
+HOUR = 3600
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+
+
+def build() -> gr.Blocks:
+    """The page, ready to launch."""
+    with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
+        session = gr.State(None)
+        top = header.create()
+        with gr.Tabs(selected="map") as tabs:
+            with gr.Tab("Library", id="library"):
+                library_tab = library.create()
+            with gr.Tab("Map", id="map"):
+                map_tab = map.create()
+            with gr.Tab("Merge", id="merge"):
+                merge_tab = merge.create()
+            with gr.Tab("Compare", id="compare"):
+                compare_tab = compare.create()
+                score_box = scoring.create()
+        based = library.wire(library_tab, session)
+        map.wire(map_tab, session)
+        merge.wire(merge_tab, session)
+        compare.wire(compare_tab, session, elsewhere=top.compare)
+        scoring.wire(score_box, session, compare_tab.variants)
+        opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
+        header.wire(top, tabs, session, [opened, based], library_tab.cards)
+        merge.wire_first(merge_tab, opened, session)
+        endpoints.register()
+    return page
+
+
+def open_page() -> tuple[Session, str]:
+    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them."""
+    session = start_session(bases.catalogue()[0].id)
+    return session, examples.first(session)

@@ -1,0 +1,118 @@
+"""Task scores: every chosen variant on held-out rows, as a table of variants × tasks that fills while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from backends.text import Scores, score, tasks
+from components import examples, fragments
+from components.compare import chosen_columns
+from components.messages import told
+from components.session import Column, Session
+from components.shelf import shelf
+from components.work import loading
+from lego import AdapterError
+
+MOST_SCORED = 200
+
+
+@dataclass(frozen=True)
+class ScoreBox:
+    """The components of the score section."""
+
+    tasks: gr.CheckboxGroup
+    rows: gr.Slider
+    run: gr.Button
+    stop: gr.Button
+    progress: gr.HTML
+    table: gr.HTML
+
+
+def create() -> ScoreBox:
+    """Lay the section out; nothing is wired yet."""
+    about = (
+        "The variants chosen above on held-out rows: share of exact answers, and how unlikely each finds the right one."
+    )
+    gr.HTML(fragments.heading("Task scores", about))
+    with gr.Row(equal_height=True):
+        names = gr.CheckboxGroup(sorted(tasks()), label="Tasks", min_width=260, scale=3)
+        rows = gr.Slider(10, MOST_SCORED, value=40, step=10, label="Rows per task", min_width=160, scale=2)
+    with gr.Row():
+        run_button = gr.Button("Score", scale=0, min_width=150)
+        stop = gr.Button("Stop scoring", visible=False, scale=0, min_width=150)
+    return ScoreBox(names, rows, run_button, stop, gr.HTML(), gr.HTML(label="Scores"))
+
+
+def choose(session: Session) -> Any:
+    """Tick the tasks of the picked adapters."""
+    entries = shelf(session)
+    fitting = [examples.task_of(entries[pick.key]) for pick in session.picks]
+    return gr.CheckboxGroup(value=[task for task in dict.fromkeys(fitting) if task])
+
+
+def _buttons(busy: bool) -> tuple[Any, Any]:
+    return gr.Button(interactive=not busy), gr.Button(visible=busy)
+
+
+@told
+def run(session: Session, ids: list[str], names: list[str], rows: float) -> Iterator[tuple]:
+    """Score the chosen variants, task after task; the table fills while it runs."""
+    chosen = chosen_columns(session, ids, rows=1)
+    wanted = [name for name in names if name in tasks()]
+    if not wanted:
+        raise AdapterError("no task is chosen", None, "Tick at least one.")
+    count = max(1, min(MOST_SCORED, int(rows)))
+    coming = loading(session.base)
+    for _ in coming.watch():
+        yield (
+            fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction),
+            gr.skip(),
+            *_buttons(busy=True),
+        )
+    done: dict[str, Scores] = {}
+    for i, name in enumerate(wanted):
+        for state in score(coming.base(), [column.variant for column in chosen], examples.held_out(name)[:count]):
+            done[name] = state
+            share = (i + state.done / max(1, state.total)) / len(wanted)
+            line = fragments.progress(f"{name}: {state.done} of {state.total}", share)
+            yield line, draw(chosen, done), *_buttons(busy=True)
+    legend = f"At most {count} held-out rows a task. Below each share: its 95 % interval, and nats per answer token."
+    yield fragments.subtle(legend), draw(chosen, done), *_buttons(busy=False)
+
+
+def draw(chosen: list[Column], done: dict[str, Scores]) -> str:
+    """Variants × tasks: exact answers in percent, with the negative log-likelihood below."""
+    best = {name: max(found.exact) for name, found in done.items()}
+    rows = []
+    for i, column in enumerate(chosen):
+        cells = [f"{fragments.swatch(column.slots)}&ensp;{escape(column.name)}"]
+        rows.append(cells + [_cell(found, i, best[name]) for name, found in done.items()])
+    return fragments.table(["Variant", *done], rows, right=range(1, len(done) + 1), label="Task scores")
+
+
+def _cell(found: Scores, i: int, best: float) -> str:
+    low, high = found.interval(i)
+    share = f"<b>{found.exact[i]:.0%}</b>" if found.exact[i] == best and best > 0 else f"{found.exact[i]:.0%}"
+    small = f"{low:.0%}–{high:.0%} · {found.nll[i]:.2f} nats"
+    return f'{share}<br><small class="by-subtle by-num">{small}</small>'
+
+
+def ended() -> tuple[Any, ...]:
+    """After a stop or an error: keep the table, set the buttons back."""
+    return fragments.subtle("Stopped."), *_buttons(busy=False)
+
+
+def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup) -> None:
+    """Connect the section's events."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    session.change(choose, [session], [box.tasks], **private)
+    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
+    buttons = [box.run, box.stop]
+    running = box.run.click(run, [session, variants, box.tasks, box.rows], [box.progress, box.table, *buttons], **model)
+    running.failure(ended, None, [box.progress, *buttons], **private)
+    box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)

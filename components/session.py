@@ -1,0 +1,133 @@
+"""What one visitor has chosen: a small frozen value, kept in the page's one ``gr.State``.
+
+Tensors, models and files live in process-wide caches keyed by content; a session only names them. Every change makes a
+new ``Session`` (``dataclasses.replace``), so two visitors can never write into each other's choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from backends.library import Entry
+from backends.text import Variant
+from mole.live import Weighting
+
+MAX_PICKS = 8
+"""How many adapters can be picked at once: one distinguishable colour each."""
+
+UnitId = tuple[str, str, int]
+"""One unit: the adapter's key, the module's name, the rank index within that adapter."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A picked adapter: its library key, its weight, and the slot of the palette that is its colour in every view."""
+
+    key: str
+    weight: float = 1.0
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """A merge of this session: the merged adapter's key, its name, the colour slots of its sources."""
+
+    key: str
+    name: str
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Muted:
+    """A variant with some units switched off: the weights it was made with and the units that stay silent."""
+
+    name: str
+    weights: tuple[tuple[str, float], ...]
+    units: frozenset[UnitId]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything one visitor has chosen. Small, frozen, hashable."""
+
+    base: str
+    picks: tuple[Pick, ...] = ()
+    added: tuple[str, ...] = ()
+    merges: tuple[Made, ...] = ()
+    muted: tuple[Muted, ...] = ()
+    selected: tuple[UnitId, ...] = ()
+
+    def pick(self, key: str) -> Pick | None:
+        """The pick of this adapter, or None where it is not picked."""
+        return next((pick for pick in self.picks if pick.key == key), None)
+
+    def toggle(self, key: str) -> Session:
+        """Pick the adapter, or unpick it; a new pick takes the first free colour."""
+        if self.pick(key):
+            return replace(self, picks=tuple(pick for pick in self.picks if pick.key != key), selected=())
+        used = {pick.slot for pick in self.picks}
+        free = next(slot for slot in range(MAX_PICKS + 1) if slot not in used)
+        return replace(self, picks=(*self.picks, Pick(key, 1.0, free)), selected=())
+
+    def weigh(self, key: str, weight: float) -> Session:
+        """Give a picked adapter another weight."""
+        return replace(self, picks=tuple(replace(p, weight=weight) if p.key == key else p for p in self.picks))
+
+    def add(self, key: str) -> Session:
+        """Remember an adapter that this visitor brought along."""
+        return self if key in self.added else replace(self, added=(*self.added, key))
+
+    def join(self, made: Made) -> Session:
+        """Let a merge join the variants; the same merge joins once, under its newest name."""
+        return replace(self, merges=(*(old for old in self.merges if old.key != made.key), made))
+
+    def mute(self, muted: Muted) -> Session:
+        """Let a muted variant join the variants, replacing one of the same name."""
+        return replace(self, muted=(*(old for old in self.muted if old.name != muted.name), muted))
+
+    @property
+    def weights(self) -> tuple[tuple[str, float], ...]:
+        """The picked adapters with their weights, in the order of picking."""
+        return tuple((pick.key, pick.weight) for pick in self.picks)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One variant as the page shows it: a stable id, its name, what it weighs, and the colour slots it is made of."""
+
+    id: str
+    name: str
+    weighting: Weighting
+    slots: tuple[int, ...] = ()
+
+    @property
+    def variant(self) -> Variant:
+        """The same, as the backend runs it."""
+        return Variant(self.name, self.weighting)
+
+
+def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
+    """Every variant of a session: the base, each picked LoRA alone, their exact sum and average, merges, muted ones."""
+    picks = [pick for pick in session.picks if pick.key in entries]
+    slots = tuple(pick.slot for pick in picks)
+    result = [Column("base", "Base", Weighting(()))]
+    result += [Column(f"lora:{p.key}", entries[p.key].title, Weighting(((p.key, 1.0),)), (p.slot,)) for p in picks]
+    if len(picks) > 1:
+        total = tuple((pick.key, pick.weight) for pick in picks)
+        mean = tuple((key, weight / len(picks)) for key, weight in total)
+        result += [Column("sum", "Exact sum", Weighting(total), slots)]
+        result += [Column("average", "Average", Weighting(mean), slots)]
+    result += [Column(f"merge:{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
+    result += [Column(f"muted:{m.name}", m.name, Weighting(m.weights, m.units)) for m in session.muted]
+    return distinct(result)
+
+
+def distinct(found: list[Column]) -> list[Column]:
+    """The same columns with names that differ, so that a column can be told by its name."""
+    seen: dict[str, int] = {}
+    result = []
+    for column in found:
+        seen[column.name] = seen.get(column.name, 0) + 1
+        count = seen[column.name]
+        result.append(column if count == 1 else replace(column, name=f"{column.name} ({count})"))
+    return result

@@ -1,0 +1,87 @@
+"""Which library entries a visitor may see: the built-in ones, what they added, what they merged."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from backends import library
+from backends.library import Entry
+from components.session import MAX_PICKS, Pick, Session
+from lego import AdapterError
+
+START_PICKS = ("past-tense", "sentiment", "language")
+"""The adapters picked when the page opens, by folder name: three tasks, three ranks."""
+
+
+def local() -> bool:
+    """Whether the page runs on its visitor's own machine: only then are local folders opened."""
+    return "SPACE_ID" not in os.environ
+
+
+def checked_base(name: object) -> str:
+    """The id of a base model as a visitor gave it.
+
+    Raises:
+        AdapterError: when it is empty, overlong, or a folder where visitors are not on this machine.
+    """
+    wanted = name.strip() if isinstance(name, str) else ""
+    path = wanted.startswith((".", "~", "/", "\\")) or Path(wanted).exists()
+    if not wanted or len(wanted) > 1000 or (path and not local()):
+        raise AdapterError(
+            "this base model cannot be used here", wanted[:60] or None, "Choose one from the list or a hub id."
+        )
+    return wanted
+
+
+@lru_cache(maxsize=1)
+def builtin() -> tuple[Entry, ...]:
+    """The adapters that ship with the app."""
+    return tuple(library.builtin())
+
+
+def shelf(session: Session) -> dict[str, Entry]:
+    """The entries that this session may use, by key."""
+    found = {entry.key: entry for entry in builtin()}
+    for key in (*session.added, *(made.key for made in session.merges)):
+        found.setdefault(key, library.entry(key))
+    return found
+
+
+def entry_of(session: Session, key: object) -> Entry:
+    """The entry with this key; keys come from the page and are checked.
+
+    Raises:
+        AdapterError: when the session has no such adapter.
+    """
+    found = shelf(session).get(key) if isinstance(key, str) else None
+    if found is None:
+        raise AdapterError("is not in your library", str(key)[:40], "Add it first.")
+    return found
+
+
+def named(name: object) -> Entry:
+    """The entry that an endpoint's caller names: a library key, or the name of a built-in adapter.
+
+    A key is the hash of what the adapter holds: who knows it has, or made, that adapter.
+
+    Raises:
+        AdapterError: when there is none.
+    """
+    for entry in builtin():
+        if name in (entry.key, entry.name):
+            return entry
+    if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12,64}", name):
+        return library.entry(name)
+    raise AdapterError(f"there is no adapter {str(name)[:60]!r}", None, "Ask /adapters for those there are.")
+
+
+def start_session(base: str) -> Session:
+    """What a new visitor finds picked: three built-in adapters."""
+    by_name = {entry.name: entry.key for entry in builtin()}
+    keys = [by_name[name] for name in START_PICKS if name in by_name]
+    keys += [key for key in by_name.values() if key not in keys]
+    picks = tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys[:3]))
+    return Session(base=base, picks=picks[:MAX_PICKS])

@@ -1,0 +1,128 @@
+"""Work that outlives an event: bases being loaded, long jobs that can be stopped, warm-up at the start.
+
+What is kept here belongs to the process and is keyed by content or base id, never by visitor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from backends import bases
+from backends.bases import TextBase
+
+T = TypeVar("T")
+POLL = 0.1
+"""Seconds between two looks at a running job."""
+
+
+def in_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Run a function in a thread that does not hold up the end of the process; its error goes to who asks for the result."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001  (handed on, not swallowed)
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    return result
+
+
+def until_done(result: Future[T], every: float = POLL) -> Iterator[None]:
+    """Wake up again and again until the result is there."""
+    finished = threading.Event()
+    result.add_done_callback(lambda future: finished.set())
+    while not finished.wait(every):
+        yield
+
+
+class Stopped(Exception):
+    """Raised inside a job whose visitor pressed Stop or went away."""
+
+
+class Job(Generic[T]):
+    """A function running in a thread, watched from a generator; leaving the ``with`` block stops it.
+
+    The function receives ``progress(done, total)`` and stops at its next call after a stop.
+    """
+
+    def __init__(self, work: Callable[[Callable[[int, int], None]], T]) -> None:
+        self._work, self._stop = work, threading.Event()
+        self._done, self._total = 0, 0
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        self._done, self._total = done, total
+
+    def __enter__(self) -> Job[T]:
+        self._result = in_thread(lambda: self._work(self._progress), "job")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """(done, total) a few times a second until the function returns or fails."""
+        for _ in until_done(self._result):
+            yield self._done, self._total
+
+    def result(self) -> T:
+        """What the function returned; raises what it raised."""
+        return self._result.result()
+
+
+class Loading:
+    """A base on its way into memory, watched by any number of pages."""
+
+    def __init__(self, base_id: str) -> None:
+        self.id = base_id
+        self.text: str = "Waiting"
+        self.fraction: float | None = None
+        self._result = in_thread(lambda: bases.load_base(base_id, progress=self._progress), f"load {base_id}")
+
+    def _progress(self, text: str, fraction: float | None) -> None:
+        self.text, self.fraction = text, fraction
+
+    @property
+    def done(self) -> bool:
+        """Loaded or failed."""
+        return self._result.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why loading failed; None while it runs and after success."""
+        return self._result.exception() if self._result.done() else None
+
+    def base(self) -> TextBase:
+        """The loaded base; waits for it, raises what loading raised."""
+        return self._result.result()
+
+    def watch(self) -> Iterator[None]:
+        """Wake a few times a second until loading is over."""
+        return until_done(self._result, 3 * POLL)
+
+
+_loadings: dict[str, Loading] = {}
+_lock = threading.Lock()
+
+
+def loading(base_id: str) -> Loading:
+    """The base's loading, started at the first call; a failed one is started anew."""
+    with _lock:
+        known = _loadings.get(base_id)
+        if known is None or known.error is not None:
+            known = _loadings[base_id] = Loading(base_id)
+        return known
+
+
+def peek(base_id: str) -> Loading | None:
+    """The base's loading if there is one, failed or not; starts nothing."""
+    return _loadings.get(base_id)
