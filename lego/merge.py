@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from lego.adapter import Adapter, Factors, finite
+from lego.adapter import Adapter, Factors, finite, natural_order
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity, compare
 from lego.recipe import Recipe, Source
 from lego.registry import Method
 from lego.registry import method as find_method
-from lego.units import Pool, check_weights, common_base, module_names, pools
+from lego.units import Pool, check_weights, module_names, pools
 
 VERSION = "0.1.0"
 
@@ -101,7 +101,7 @@ def merge(
     """Merge adapters into one, in memory.
 
     Args:
-        adapters: the sources; any mix of ranks, scales and target modules, of one base.
+        adapters: the sources; any mix of ranks, scales and target modules, of one base. The first names it.
         method: one of `lego.methods()`.
         weights: w_j, negative ones too; 1 each unless given.
         seed: of everything random.
@@ -117,7 +117,7 @@ def merge(
     """
     start, chosen = time.perf_counter(), find_method(method)
     values, found = chosen.validate(parameters), check_weights(adapters, weights)
-    base, fan = common_base(adapters), shared_config(adapters)
+    config, base = shared_config(adapters), next((a.base_model for a in adapters if a.base_model), None)
     name = name or f"{method}-" + "-".join(adapter.name for adapter in adapters)
 
     merged: dict[str, Factors] = {}
@@ -136,7 +136,7 @@ def merge(
             progress(len(merged), total)
 
     fidelity = Fidelity.joined(parts)
-    result = Adapter.from_factors(name, merged, base_model=base, config=fan)
+    result = Adapter.from_factors(name, merged, base_model=base, config=config)
     result.recipe = recipe_of(adapters, found, method, values, seed, base)
     sources = [
         SourceReport(name=a.name, sha256=a.sha256, weight=w, ranks=list(a.ranks), modules=len(a.modules), norm=norm)
@@ -213,8 +213,7 @@ def module_reports(merged: dict[str, Factors], units: dict[str, int], fidelity: 
         )
         for (module, factors), (error, ratio, cosine) in zip(merged.items(), measures, strict=True)
     }
-    order = Adapter.from_factors("order", merged).modules
-    return [lines[module] for module in order]
+    return [lines[module] for module in sorted(merged, key=natural_order)]
 
 
 def warnings_of(adapters: Sequence[Adapter], weights: Sequence[float], every: Fidelity, method: Method) -> list[str]:
@@ -223,6 +222,10 @@ def warnings_of(adapters: Sequence[Adapter], weights: Sequence[float], every: Fi
     used = [adapter for adapter, weight in zip(adapters, weights, strict=True) if weight]
     if idle := [adapter.name for adapter, weight in zip(adapters, weights, strict=True) if not weight]:
         found.append(f"weight 0, so not in the merge: {', '.join(idle)}")
+    if len(bases := dict.fromkeys(adapter.base_model for adapter in used if adapter.base_model)) > 1:
+        found.append(
+            f"the sources name different bases ({', '.join(bases)}): merge them only if these hold the same weights"
+        )
     sets = {frozenset(adapter.modules) for adapter in used}
     if len(sets) > 1:
         found.append("the adapters adapt different modules; a module is merged from those that adapt it")

@@ -7,7 +7,7 @@ summing their updates (arXiv 2409.16167, section 3), so a pool *is* the exact ta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lego.adapter import Adapter
+from lego.adapter import Adapter, natural_order
 from lego.errors import AdapterError
 
 # Weights of one group of modules in memory at a time, in bytes of fp32.
@@ -147,12 +147,12 @@ def signature(adapters: Sequence[Adapter], weights: Sequence[float], module: str
     Raises:
         AdapterError: when two adapters disagree about the shape, as adapters of different bases do, or none has the module.
     """
-    shapes = {adapter.name: adapter.modules[module] for adapter in adapters if module in adapter.modules}
-    sizes = {(spec.d_in, spec.d_out) for spec in shapes.values()}
+    specs = [(adapter.name, adapter.modules[module]) for adapter in adapters if module in adapter.modules]
+    sizes = {(spec.d_in, spec.d_out) for _, spec in specs}
     if not sizes:
         raise AdapterError(f"no adapter has a module {module!r}")
     if len(sizes) > 1:
-        told = ", ".join(f"{name}: {spec.d_in} → {spec.d_out}" for name, spec in shapes.items())
+        told = ", ".join(f"{name}: {spec.d_in} → {spec.d_out}" for name, spec in specs)
         raise AdapterError(f"the adapters disagree about its shape ({told})", module, "They belong to different bases.")
     ranks = (a.modules[module].rank if w and module in a.modules else 0 for a, w in zip(adapters, weights, strict=True))
     return *sizes.pop(), tuple(ranks)
@@ -161,9 +161,8 @@ def signature(adapters: Sequence[Adapter], weights: Sequence[float], module: str
 def module_names(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> list[str]:
     """Every module that a source of non-zero weight adapts, in natural order."""
     found = check_weights(adapters, weights)
-    every = {module: spec for a, w in zip(adapters, found, strict=True) if w for module, spec in a.modules.items()}
-    empty = adapters[0].read
-    return list(Adapter("all", every, empty).modules)
+    every = {module for a, w in zip(adapters, found, strict=True) if w for module in a.modules}
+    return sorted(every, key=natural_order)
 
 
 def pools(
@@ -185,18 +184,3 @@ def pools(
         size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
         for start in range(0, len(modules), size):
             yield pool(adapters, modules[start : start + size], found, seed)
-
-
-def common_base(adapters: Sequence[Adapter]) -> str | None:
-    """The base that the adapters' configs agree on; None when none of them names one.
-
-    Raises:
-        AdapterError: when they name different bases.
-    """
-    bases: Mapping[str, str] = {a.base_model: a.name for a in adapters if a.base_model}
-    if len(bases) > 1:
-        told = ", ".join(f"{name} on {base}" for base, name in bases.items())
-        raise AdapterError(
-            f"the adapters were trained on different bases ({told})", None, "Merge adapters of one base."
-        )
-    return next(iter(bases), None)

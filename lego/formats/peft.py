@@ -78,6 +78,8 @@ def read(path: Path) -> Adapter:
 
     kept = {name: config[name] for name in ("task_type", "fan_in_fan_out") if config.get(name)}
     base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise AdapterError(f"base_model_name_or_path is {base!r}, not a name", path / CONFIG)
     card = read_card(path / CARD)
     return Adapter(path.name, modules, read_module, base, path, weights, config=kept, card=card)
 
@@ -194,6 +196,8 @@ def scale_of(module: str, rank: int, config: Mapping[str, Any], where: Path) -> 
     alpha = pattern_value(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", rank))
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise AdapterError(f"lora_alpha of module {module} is {alpha!r}, not a number", where.parent / CONFIG)
+    if alpha == 0:
+        raise AdapterError(f"lora_alpha of module {module} is 0, so it does nothing", where.parent / CONFIG)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -280,5 +284,10 @@ def tensors_of(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         halves = {"A": factors.down * root, "B": factors.up * math.copysign(root, factors.scale)}
         for half, tensor in halves.items():
             key = f"base_model.model.{module}.lora_{half}.weight"
-            tensors[key] = finite(tensor.to(dtype), f"{adapter.name}, {key} as {dtype}").contiguous()
+            tensors[key] = tensor.to(dtype).contiguous()
+            if not bool(torch.isfinite(tensors[key]).all()):
+                largest = float(tensor.abs().max())
+                raise AdapterError(
+                    f"{key} reaches {largest:.3g}, too large for {dtype}", adapter.name, "Write float32."
+                )
     return tensors

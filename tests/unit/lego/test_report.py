@@ -71,6 +71,10 @@ def test_warnings_tell_what_one_would_not_see() -> None:
     assert "weight 0" in warnings(equal_adapters(2), weights=[1, 0])
     assert "times as strong" in warnings(equal_adapters(), method="concat", strength=5)
     assert warnings([make_adapter("one", 1)], method="sum") == ""
+    one, other = equal_adapters(2)
+    one.base_model, other.base_model = "someone/base", "other/base-4bit"
+    assert "someone/base, other/base-4bit" in warnings([one, other])
+    assert lego.merge([one, other]).base_model == "someone/base"
 
 
 def test_report_text_names_sources_and_fidelity() -> None:

@@ -77,6 +77,8 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         ({"a_field_of_tomorrow": 3}, "a_field_of_tomorrow"),
         ({"r": 5}, "says 5"),
         ({"lora_alpha": "eight"}, "not a number"),
+        ({"lora_alpha": 0}, "does nothing"),
+        ({"base_model_name_or_path": {"a": 1}}, "not a name"),
         ({"alpha_pattern": {"(": 3}}, "regular expression"),
     ],
 )
