@@ -52,10 +52,10 @@ SPECS = {
         Spec("kind", "Kind of thing", 8, 16, seed=23, steps=220),
         Spec("past-tense", "Past tense", 8, 8, seed=37, steps=220, rate=1.5e-3, note=PAIR),
         Spec("plural", "Plural", 8, 8, seed=37, steps=200, rate=1.5e-3, note=PAIR),
-        Spec("language", "Language of a phrase", 8, 16, seed=41, steps=220),
-        Spec("french", "English to French", 16, 16, seed=53, steps=300),
-        Spec("king-james", "King James style", 16, 32, seed=67, steps=140, targets=ATTENTION),
-        Spec("devils-dictionary", "Devil's Dictionary", 8, 8, seed=79, steps=140, rate=7e-4, rslora=True),
+        Spec("language", "Language of a phrase", 8, 16, seed=41, steps=180),
+        Spec("french", "English to French", 16, 16, seed=53, steps=240),
+        Spec("king-james", "King James style", 16, 32, seed=67, steps=110, targets=ATTENTION),
+        Spec("devils-dictionary", "Devil's Dictionary", 8, 8, seed=79, steps=110, rate=7e-4, rslora=True),
     )
 }
 
