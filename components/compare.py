@@ -83,10 +83,12 @@ def create() -> CompareTab:
                 form = gr.Radio(["chat", "raw"], value="chat", label="Prompt format", info=info, min_width=200)
     with gr.Row(elem_classes="by-actions"):
         run_button = gr.Button("Compare", variant="primary", scale=0, min_width=150)
-        stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=150)
-        save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=130)
-        save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=130)
-        marks = gr.Checkbox(True, label="Mark differences to the base", container=False, min_width=240)
+        stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=170)
+        save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
+        save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
+        marks = gr.Checkbox(
+            True, label="Mark differences to the base", container=False, min_width=240, elem_classes="by-bare"
+        )
     progress, grid = gr.HTML(), gr.HTML(IDLE, label="Comparison")
     settings = variants, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, marks, save_json, save_html
@@ -234,19 +236,20 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
     return "\n".join(lines if line in lines else [*lines, line])
 
 
-def wire(tab: CompareTab, session: gr.State, elsewhere: gr.Button) -> None:
-    """Connect the tab's events; the button ``elsewhere`` starts a comparison as well."""
+def wire(tab: CompareTab, session: gr.State, asked: Any) -> None:
+    """Connect the tab's events; after the event ``asked`` a comparison starts as well."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     known = gr.State(None)
     session.change(refresh, [session, tab.variants, known], [tab.variants, known], **private)
     session.change(examples.draw, [session], [tab.examples], **private)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **private)
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
-    running = gr.on([tab.run.click, elsewhere.click], run, [session, *tab.settings], tab.running, **model)
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
-    running.success(exports, [tab.found], files, **private)
-    running.failure(ended, [tab.found, tab.marks], after, **private)
-    stopped = tab.stop.click(ended, [tab.found, tab.marks], after, cancels=[running], **private)
+    runs = [start(run, [session, *tab.settings], tab.running, **model) for start in (tab.run.click, asked.then)]
+    for running in runs:
+        running.success(exports, [tab.found], files, **private)
+        running.failure(ended, [tab.found, tab.marks], after, **private)
+    stopped = tab.stop.click(ended, [tab.found, tab.marks], after, cancels=runs, **private)
     stopped.then(exports, [tab.found], files, **private)
     tab.marks.input(redraw, [tab.found, tab.marks], [tab.grid], **private)

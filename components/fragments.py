@@ -56,14 +56,17 @@ def progress(text: str, fraction: float | None) -> str:
     return f'<div class="by-progress" role="progressbar" aria-label="{escape(text)}"{value}>{bar}<span>{escape(text)}</span></div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = (), label: str = "") -> str:
-    """A table of ready-made (already escaped) cells; ``right`` are the columns of numbers."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = (), label: str = "", tall: bool = False
+) -> str:
+    """A table of ready-made (already escaped) cells; ``right`` are the columns of numbers, a ``tall`` one scrolls."""
     numbers = set(right)
     kind = [' class="r"' if i in numbers else "" for i in range(len(head))]
     top = "".join(f"<th{kind[i]}>{escape(name)}</th>" for i, name in enumerate(head))
     body = "".join("<tr>" + "".join(f"<td{kind[i]}>{c}</td>" for i, c in enumerate(row)) + "</tr>" for row in rows)
     name = f' aria-label="{escape(label)}"' if label else ""
-    return f'<div class="by-scroll"><table class="by-table"{name}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    look = "by-scroll by-tall" if tall else "by-scroll"
+    return f'<div class="{look}"><table class="by-table"{name}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -98,7 +98,8 @@ def strip(session: Session) -> str:
     picks = [f"<span>{fragments.swatch((p.slot,))}{names[p.key]}{_times(p.weight)}</span>" for p in session.picks]
     made = [f"<span>{fragments.swatch(m.slots)}{escape(m.name)}</span>" for m in session.merges]
     picked = "".join(picks) or '<span class="by-subtle">no adapters</span>'
-    merged = f'<span class="by-subtle">Merged</span>{"".join(made)}' if made else ""
+    made += [f"<span>{fragments.swatch(())}{escape(m.name)}</span>" for m in session.muted]
+    merged = f'<span class="by-subtle">Made</span>{"".join(made)}' if made else ""
     return f'<div class="by-legend" role="group" aria-label="Picked"><span class="by-subtle">Picked</span>{picked}{merged}</div>'
 
 
@@ -106,11 +107,10 @@ def _times(weight: float) -> str:
     return "" if weight == 1 else f' <b class="by-num">×&thinsp;{weight:g}</b>'
 
 
-def wire(top: Header, tabs: gr.Tabs, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> None:
+def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> None:
     """Connect the header's events; after each event of ``based`` another base may be wanted."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     session.change(strip, [session], [top.strip], **private)
-    top.compare.click(show_comparison, None, [tabs], **private)
     state = [top.status, top.again, cards_shown]
     for event in based:
         event.then(watch, [session], state, **private)

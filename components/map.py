@@ -15,7 +15,7 @@ from components.session import Muted, Session, UnitId
 from lego import AdapterError
 
 ALL_LAYERS = "all layers"
-LISTED = 40
+LISTED = 100
 """Units listed below the map."""
 
 BRIDGE = """
@@ -58,17 +58,17 @@ class MapTab:
     @property
     def drawing(self) -> list[Any]:
         """What ``draw`` fills."""
-        return [self.plot, self.composition_title, self.composition, self.note]
+        return [self.plot, self.composition_title, self.composition, self.note, self.selection, self.mute]
 
 
 def create() -> MapTab:
     """Lay the tab out; nothing is wired yet."""
     with gr.Row():
-        kind = gr.Dropdown([], label="Kind of module", min_width=140)
-        layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=140)
-        colour = gr.Radio(list(figures.COLOURINGS), value="adapter", label="Colour by", min_width=260)
-        projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=160)
-        k = gr.Slider(1, 32, value=16, step=1, label="Clusters (k)", min_width=220)
+        kind = gr.Dropdown([], label="Kind of module", min_width=140, scale=2)
+        layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=140, scale=2)
+        colour = gr.Radio(list(figures.COLOURINGS), value="adapter", label="Colour by", min_width=280, scale=5)
+        projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
+        k = gr.Slider(1, 32, value=16, step=1, label="Clusters (k)", min_width=180, scale=3)
     note = gr.HTML(fragments.progress("Reading units", None))
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
@@ -76,8 +76,8 @@ def create() -> MapTab:
         with gr.Column(scale=2, min_width=300):
             composition_title = gr.HTML()
             composition = gr.Plot(label="Cluster composition", show_label=False, elem_id="clusters", container=False)
-            selection = gr.HTML(label="Selected bricks")
-            mute = gr.Button("Mute the selected bricks", visible=False, size="sm")
+    selection = gr.HTML(label="Selected bricks")
+    mute = gr.Button("Mute the selected bricks", visible=False, scale=0)
     bridge = gr.HTML(visible="hidden", js_on_load=BRIDGE)
     return MapTab(
         kind, layer, k, colour, projection, note, plot, bridge, composition_title, composition, selection, mute
@@ -106,15 +106,16 @@ def draw(session: Session, kind: str | None, layer: str, k: int, colour: str, pr
     """Draw the map: at once with what is there, and again when a projection that had to be computed is ready."""
     if not session.picks or not kind:
         nothing = figures.empty("Pick adapters in the Library to see their units.")
-        yield nothing, "", figures.empty(""), fragments.subtle("Nothing is picked.")
+        yield nothing, "", figures.empty(""), fragments.subtle("Nothing is picked."), "", gr.Button(visible=False)
         return
     view = maps.view(session, where(kind, layer), int(k))
+    chosen = _listing(session, view), gr.Button(visible=bool(session.selected))
     ready = maps.projected(view, projection)
     if ready is None:
         wait = "Shown as PCA while UMAP is computed (the first time takes half a minute)."
-        yield _drawn(session, view, maps.projected(view, "PCA"), colour, fragments.progress(wait, None))
+        yield *_drawn(session, view, maps.projected(view, "PCA"), colour), fragments.progress(wait, None), *chosen
         ready = maps.wait_for(view)
-    yield _drawn(session, view, ready, colour, fragments.subtle(_caption(view)))
+    yield *_drawn(session, view, ready, colour), fragments.subtle(_caption(view)), *chosen
 
 
 def _caption(view: maps.View) -> str:
@@ -123,39 +124,41 @@ def _caption(view: maps.View) -> str:
     return f"{shown} of {view.total} units shown · {place}. Drag a lasso or click to select."
 
 
-def _drawn(session: Session, view: maps.View, points: figures.Points, colour: str, line: str) -> tuple:
+def _drawn(session: Session, view: maps.View, points: figures.Points, colour: str) -> tuple:
     unit_map = figures.unit_map(points, view.groups, colour, maps.rows_of(view, session.selected))
     if len(view.units.modules) == 1:
         title = fragments.heading("What each cluster is made of", "Units of each adapter in every cluster.")
-        return unit_map, title, figures.clusters_of_module(points.owner, points.cluster, view.groups), line
+        return unit_map, title, figures.clusters_of_module(points.owner, points.cluster, view.groups)
     about = "How many clusters of each layer hold one adapter alone, and how many mix several."
     title = fragments.heading("What the clusters are made of", about)
-    return unit_map, title, figures.clusters_by_layer(points, view.groups), line
+    return unit_map, title, figures.clusters_by_layer(points, view.groups)
 
 
 @told
-def select(session: Session, kind: str, layer: str, event: gr.EventData) -> tuple[Session, str, Any]:
+def select(session: Session, kind: str, layer: str, event: gr.EventData) -> Session:
     """Remember the units that the lasso or click caught; ids from the browser are checked against the map."""
     view = maps.view(session, where(kind, layer), 1)
-    ids = maps.checked(view, event.ids)
-    caught = tuple(maps.unit_id(view, i) for i in ids)
-    return replace(session, selected=caught), _listing(view, ids), gr.Button(visible=bool(caught))
+    return replace(session, selected=tuple(maps.unit_id(view, i) for i in maps.checked(view, event.ids)))
 
 
-def _listing(view: maps.View, ids: list[int]) -> str:
-    if not ids:
+def _listing(session: Session, view: maps.View) -> str:
+    count = len(session.selected)
+    if not count:
         return ""
+    groups = dict(zip(view.keys, view.groups, strict=True))
+    norms = {maps.unit_id(view, i): float(view.units.norm[i]) for i in maps.rows_of(view, session.selected)}
     rows = []
-    for unit in (maps.describe(view, i) for i in ids[:LISTED]):
-        name = f"{fragments.swatch((unit.slot,))} {escape(unit.adapter)}"
-        rows.append([name, f"<code>{escape(unit.module)}</code>", str(unit.rank_index), f"{unit.norm:.3f}"])
-    more = fragments.subtle(f"and {len(ids) - LISTED} more") if len(ids) > LISTED else ""
-    title = fragments.heading(f"{len(ids)} brick{'s' if len(ids) > 1 else ''} selected")
-    return (
-        title
-        + fragments.table(["Adapter", "Module", "Rank index", "Norm"], rows, right=(2, 3), label="Selected bricks")
-        + more
-    )
+    for unit in session.selected[:LISTED]:
+        (key, module, index), norm = unit, norms.get(unit)
+        name = f"{fragments.swatch((groups[key].slot,))} {escape(groups[key].name)}"
+        rows.append([name, f"<code>{escape(module)}</code>", str(index), "" if norm is None else f"{norm:.3f}"])
+    title = fragments.heading(f"{count} brick{'s' if count > 1 else ''} selected", _more(count))
+    names = ["Adapter", "Module", "Rank index", "Norm"]
+    return title + fragments.table(names, rows, right=(2, 3), label="Selected bricks", tall=True)
+
+
+def _more(count: int) -> str:
+    return f"The first {LISTED} of them:" if count > LISTED else ""
 
 
 @told
@@ -181,5 +184,5 @@ def wire(tab: MapTab, session: gr.State) -> None:
         drawings.append(control.input(draw, [session, *tab.view], tab.drawing, **private))
     drawings.append(tab.k.input(draw, [session, *tab.view], tab.drawing, trigger_mode="always_last", **private))
     alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    tab.bridge.select(select, [session, tab.kind, tab.layer], [session, tab.selection, tab.mute], **alone)
+    tab.bridge.select(select, [session, tab.kind, tab.layer], [session], **alone)
     tab.mute.click(mute, [session], [session], **alone)

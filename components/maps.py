@@ -14,6 +14,7 @@ import numpy as np
 
 from backends import library
 from components.figures import Group, Points
+from components.projector import projector
 from components.session import Session, UnitId
 from components.shelf import shelf
 from components.work import in_thread
@@ -25,8 +26,6 @@ MOST_UNITS = 4000
 
 
 _lock = threading.Lock()
-_one_umap = threading.Lock()
-"""One at a time: projections must not slow the page down."""
 
 
 class Mapped:
@@ -43,11 +42,7 @@ class Mapped:
     @cached_property
     def umap(self) -> Future[np.ndarray]:
         """UMAP coordinates (units, 2), computed in the background from the first time that they are asked for."""
-        return in_thread(self._umap, "umap")
-
-    def _umap(self) -> np.ndarray:
-        with _one_umap:
-            return self.units.umap()
+        return in_thread(lambda: projector.umap(self.units.gram), "umap")
 
 
 @dataclass(frozen=True)
@@ -68,17 +63,6 @@ class View:
     def total(self) -> int:
         """Units there are, shown or not."""
         return self.mapped.total
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One unit for reading."""
-
-    adapter: str
-    slot: int
-    module: str
-    rank_index: int
-    norm: float
 
 
 @lru_cache(maxsize=24)
@@ -188,10 +172,3 @@ def rows_of(seen: View, selected: Iterable[UnitId]) -> list[int]:
     """The points of those units that are on this map."""
     wanted = set(selected)
     return [i for i in range(len(seen.units)) if unit_id(seen, i) in wanted] if wanted else []
-
-
-def describe(seen: View, i: int) -> Unit:
-    """Point i for reading."""
-    units, group = seen.units, seen.groups[seen.units.adapter[i]]
-    module = units.modules[units.module[i]]
-    return Unit(group.name, group.slot, module, int(units.rank_index[i]), float(units.norm[i]))

@@ -33,10 +33,11 @@ def build() -> gr.Blocks:
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
-        compare.wire(compare_tab, session, elsewhere=top.compare)
+        asked = top.compare.click(header.show_comparison, None, [tabs], **PRIVATE)
+        compare.wire(compare_tab, session, asked)
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
-        header.wire(top, tabs, session, [opened, based], library_tab.cards)
+        header.wire(top, session, [opened, based], library_tab.cards)
         merge.wire_first(merge_tab, opened, session)
         endpoints.register()
     return page
