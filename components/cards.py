@@ -16,7 +16,8 @@ from components.work import loading, peek
 from lego.merge import spread
 
 LOWEST, HIGHEST = -2.0, 3.0
-GROUPS = {"merge": "Made here", "upload": "Added", "folder": "Added", "hub": "Added", "built-in": "Built in"}
+GROUPS = {"built-in": "Built in", "folder": "Added", "hub": "Added", "merge": "Made here"}
+METRICS = {"exact_match": "exact answers", "nll": "nats per answer token"}
 
 
 def misfit(session: Session, entry: Entry) -> str | None:
@@ -52,7 +53,8 @@ def card(session: Session, entry: Entry) -> str:
     blocked = " disabled" if why and not pick else ""
     facts = f'<div class="by-facts">{_facts(entry)}</div>'
     reason = f'<div class="by-why">{escape(why)}</div>' if why else ""
-    task = f'<div class="by-task">{escape(entry.task)}</div>' if entry.task else ""
+    told = escape(entry.task)
+    task = f'<div class="by-task" title="{told}">{told}</div>' if told else ""
     checked = "true" if pick else "false"
     face = (
         f'<button type="button" class="by-face" role="checkbox" aria-checked="{checked}" aria-label="{title}"{blocked}>'
@@ -77,16 +79,17 @@ def _facts(entry: Entry) -> str:
 
 
 def _score(entry: Entry) -> str:
+    """What the adapter's card says it scores on held-out rows: the base's score, then its own."""
     facts: dict[str, Any] = entry.card.get("brickyard") or {}
-    before, after = facts.get("before"), facts.get("after")
-    if not isinstance(before, int | float) or not isinstance(after, int | float):
+    before, after, metric = facts.get("before"), facts.get("after"), str(facts.get("metric"))
+    if not isinstance(before, int | float) or not isinstance(after, int | float) or metric not in METRICS:
         return ""
-    metric = str(facts.get("metric", "score"))
-    share = 0 <= before <= 1 and 0 <= after <= 1
+    share = metric == "exact_match"
     text = f"{before:.0%} → {after:.0%}" if share else f"{before:.2f} → {after:.2f}"
     bars = f'<i style="width:{after:.0%}"></i><i class="before" style="width:{before:.0%}"></i>' if share else ""
     track = f'<div class="by-track" aria-hidden="true">{bars}</div>' if share else ""
-    return f'<div class="by-score">{escape(metric)}, base → adapter: <b class="by-num">{text}</b>{track}</div>'
+    title = "On held-out rows: the base alone, then with this adapter"
+    return f'<div class="by-score" title="{title}">{METRICS[metric]} <b class="by-num">{text}</b>{track}</div>'
 
 
 def _weight(title: str, weight: float) -> str:

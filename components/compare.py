@@ -208,7 +208,7 @@ def run(
 def ended(found: Comparison | None, marks: bool) -> tuple[Any, ...]:
     """After a stop or an error: keep the texts that came, set the buttons back."""
     text = comparison.draw(found, marks) if found else IDLE
-    line = "" if found is None or found.finished else fragments.subtle("Stopped.")
+    line = "" if found and found.finished else fragments.subtle("Stopped.")
     return line, text, *_buttons(busy=False)
 
 

@@ -51,8 +51,8 @@ def make(
 
 def title_of(method: str, parameters: dict[str, Any]) -> str:
     """A short name for a merge: its method, its rank where it has one, its strength where it is not 1."""
-    words = [lego.method(method).title]
-    words += [f"k={parameters['k']}"] if "k" in parameters else []
+    chosen = lego.method(method)
+    words = [chosen.title, *(f"{p.name}={parameters[p.name]}" for p in chosen.parameters if p.type == "rank")]
     words += [f"×{parameters['strength']:g}"] if parameters.get("strength", 1) != 1 else []
     return " ".join(words)
 

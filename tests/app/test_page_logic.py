@@ -1,0 +1,195 @@
+"""What the page decides without a server: sessions, prompts, limits, marks, controls."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import gradio as gr
+import numpy as np
+import pytest
+
+import lego
+from components import compare, comparison, controls, endpoints, figures, fragments, library, making, shelf
+from components.session import MAX_PICKS, Column, Made, Muted, Pick, Session, columns
+from lego import AdapterError
+from mole.live import Weighting
+
+
+def session(*names: str) -> Session:
+    keys = {entry.name: entry.key for entry in shelf.builtin()}
+    return Session("base", tuple(Pick(keys[name], 1.0, slot) for slot, name in enumerate(names)))
+
+
+def test_a_session_cannot_be_changed_in_place() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Session("base").base = "other"  # type: ignore[misc]
+
+
+def test_picking_takes_the_first_free_colour_and_gives_it_back() -> None:
+    picked = Session("base").toggle("a").toggle("b").toggle("c")
+    assert [(p.key, p.slot) for p in picked.picks] == [("a", 0), ("b", 1), ("c", 2)]
+    again = picked.toggle("b").toggle("d")
+    assert [(p.key, p.slot) for p in again.picks] == [("a", 0), ("c", 2), ("d", 1)]
+
+
+def test_variants_are_weightings_of_one_pool() -> None:
+    two = session("past-tense", "sentiment")
+    first, second = (pick.key for pick in two.picks)
+    two = two.weigh(second, 0.5).join(Made(first, "merge", (0, 1)))
+    two = two.mute(Muted("quiet", two.weights, frozenset({(first, "m", 3)})))
+    found = {column.id: column.weighting for column in columns(two, shelf.shelf(two))}
+    assert found["base"] == Weighting(())
+    assert found[f"lora:{second}"] == Weighting(((second, 1.0),))
+    assert found["sum"] == Weighting(((first, 1.0), (second, 0.5)))
+    assert found["average"] == Weighting(((first, 0.5), (second, 0.25)))
+    assert found[f"merge:{first}"] == Weighting(((first, 1.0),))
+    assert found["muted:quiet"].muted == {(first, "m", 3)}
+
+
+def test_columns_of_one_name_are_told_apart() -> None:
+    same = Session("base", merges=(Made(session("sentiment").picks[0].key, "Base"),))
+    assert [column.name for column in columns(same, shelf.shelf(same))] == ["Base", "Base (2)"]
+
+
+def test_the_page_opens_with_three_adapters() -> None:
+    opened = shelf.start_session("base")
+    assert len(opened.picks) == 3
+    assert [pick.slot for pick in opened.picks] == [0, 1, 2]
+
+
+def test_another_visitors_adapter_is_not_on_my_shelf() -> None:
+    mine = session("past-tense")
+    with pytest.raises(AdapterError, match="not in your library"):
+        shelf.entry_of(mine, "ffffffffffff")
+    with pytest.raises(AdapterError, match="not in your library"):
+        shelf.entry_of(mine, {"key": 1})
+
+
+def test_no_more_picks_than_colours() -> None:
+    full = Session("base", tuple(Pick(f"k{i}", 1.0, i) for i in range(MAX_PICKS)))
+    event = gr.EventData(None, {"key": session("sentiment").picks[0].key})
+    with pytest.raises(gr.Error, match="picked already"):
+        library.pick(full, event)
+
+
+@pytest.mark.parametrize("weight", [None, "1", float("nan"), float("inf")])
+def test_a_weight_must_be_a_number(weight: object) -> None:
+    one = session("sentiment")
+    with pytest.raises(gr.Error, match="not a number"):
+        library.weigh(one, gr.EventData(None, {"key": one.picks[0].key, "weight": weight}))
+
+
+def test_prompts_are_lines_and_may_break_inside() -> None:
+    assert compare.read_prompts("one\n\n two\\nlines \n") == ["one", "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("  \n", "no prompt"), ("x\n" * 17, "17 prompts"), ("y" * 2001, "2001 characters")]
+)
+def test_prompts_have_limits(text: str, message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        compare.read_prompts(text)
+
+
+def test_too_many_texts_are_refused() -> None:
+    with pytest.raises(AdapterError, match="too many"):
+        compare.chosen_columns(session("past-tense", "sentiment"), ["base", "sum", "average"], 40)
+
+
+def test_sampling_stays_inside_the_limits() -> None:
+    wanted = compare.sampling(10_000, -3, None, "raw")
+    assert (wanted.max_new_tokens, wanted.temperature, wanted.seed, wanted.chat) == (512, 0.0, 0, False)
+
+
+def test_marks_are_what_the_base_does_not_say() -> None:
+    marked = fragments.mark_differences("the <cat> sat down", "the dog sat")
+    assert marked == "the <mark>&lt;cat&gt;</mark> sat<mark> down</mark>"
+    assert fragments.mark_differences("same words", "same words") == "same words"
+
+
+def test_a_comparison_escapes_what_people_and_models_write() -> None:
+    column = Column("0", "<b>name</b>", Weighting(()))
+    found = comparison.begin("base", [column], ["<script>alert(1)</script>"], {"length": 4})
+    for drawn in (comparison.draw(found, marks=True), comparison.to_html(found, "")):
+        assert "<script>" not in drawn
+        assert "<b>name</b>" not in drawn
+
+
+@pytest.mark.parametrize("name", list(lego.methods()))
+def test_every_method_has_a_control_for_every_parameter(name: str) -> None:
+    method = lego.methods()[name]
+    with gr.Blocks():
+        _, made = controls.group(method, visible=True)
+    assert controls.read(method, [component.value for component in made]) == method.validate({})
+
+
+def test_values_of_the_chosen_method_are_found_among_all() -> None:
+    values = [p.default for found in lego.methods().values() for p in found.parameters]
+    start = sum(len(lego.methods()[n].parameters) for n in lego.methods() if n < "svd")
+    names = [p.name for p in lego.methods()["svd"].parameters]
+    values[start + names.index("strength")] = 0.25
+    assert controls.read_one("svd", values)["strength"] == 0.25
+    assert controls.read_one("lego", values)["strength"] == 1.0
+
+
+def test_an_emptied_number_is_told() -> None:
+    lego_method = lego.methods()["lego"]
+    values = [None if p.name == "restarts" else p.default for p in lego_method.parameters]
+    with pytest.raises(AdapterError, match="restarts"):
+        controls.read(lego_method, values)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "", "näme ü", "x" * 500])
+def test_names_become_harmless_file_names(name: str) -> None:
+    made = making.slug(name)
+    assert "/" not in made
+    assert not made.startswith(".")
+    assert len(made) <= making.NAME_LIMIT
+
+
+def test_local_folders_are_closed_on_a_space(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("SPACE_ID", "owner/name")
+    with pytest.raises(gr.Error, match="not opened here"):
+        library.open_folder(str(tmp_path))
+    with pytest.raises(gr.Error, match="there is no adapter"):
+        endpoints.inspect(str(tmp_path))
+    with pytest.raises(AdapterError, match="cannot be used here"):
+        shelf.checked_base(str(tmp_path))
+
+
+def points() -> figures.Points:
+    """Two modules; cluster 0 of layer 0 mixes both adapters, everything else is pure."""
+    return figures.Points(
+        xy=np.zeros((5, 2)),
+        owner=np.array([0, 1, 1, 0, 1]),
+        module=["m.0", "m.0", "m.0", "m.1", "m.1"],
+        layer=np.array([0, 0, 0, 1, 1]),
+        rank_index=np.array([0, 0, 1, 0, 0]),
+        norm=np.ones(5),
+        cluster=np.array([0, 0, 1, 0, 1]),
+        ids=np.arange(5),
+    )
+
+
+GROUPS = [figures.Group("A", 0), figures.Group("B", 1)]
+
+
+def test_clusters_by_layer_counts_pure_and_mixed_ones() -> None:
+    bars = {bar.name: list(bar.y) for bar in figures.clusters_by_layer(points(), GROUPS).data}
+    assert bars == {"A only": [0, 1], "B only": [1, 1], "2 mixed": [1, 0]}
+
+
+def test_clusters_of_a_module_counts_units() -> None:
+    figure = figures.clusters_of_module(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]), GROUPS)
+    assert {bar.name: list(bar.y) for bar in figure.data} == {"A": [1, 0], "B": [1, 2]}
+
+
+def test_selected_units_grey_the_others_out() -> None:
+    figure = figures.unit_map(points(), GROUPS, "adapter", selected=[1, 4])
+    assert [list(trace.selectedpoints) for trace in figure.data] == [[], [0, 2]]
+    assert figures.unit_map(points(), GROUPS, "adapter").data[0].selectedpoints is None
+
+
+def test_the_map_knows_each_adapters_colour() -> None:
+    figure = figures.unit_map(points(), GROUPS, "adapter")
+    assert [trace.marker.color for trace in figure.data] == [group.colour for group in GROUPS]

@@ -1,0 +1,131 @@
+"""The page as its visitors meet it: the first sight, the map's controls, errors, two visitors, dark, narrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.test_main_job import tab
+
+Opened = Callable[..., Page]
+TABS = ("Library", "Map", "Merge", "Compare")
+
+
+def test_the_page_opens_ready_to_compare(opened: Opened) -> None:
+    page = opened()
+    picked = page.get_by_role("group", name="Picked").inner_text()
+    assert picked.startswith("Picked")
+    expect(page.locator("#unit-map .legend .traces")).to_have_count(3)
+    expect(page.get_by_role("button", name="Compare them")).to_be_enabled()
+    tab(page, "Merge")
+    expect(page.get_by_role("table", name="Sources").locator("tbody tr")).to_have_count(3)
+    tab(page, "Library")
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
+
+
+def test_the_map_answers_its_controls(opened: Opened) -> None:
+    page = opened()
+    page.get_by_label("Layer", exact=True).click()
+    page.get_by_role("option", name="layer 3", exact=True).click()
+    expect(page.get_by_text("one module")).to_be_visible()
+    page.get_by_label("number input for Clusters (k)").fill("5")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("5 clusters")).to_be_visible()
+    expect(page.locator("#clusters .xtick")).to_have_count(5)
+    page.get_by_label("cluster", exact=True).check()
+    expect(page.locator("#unit-map .legend")).to_have_count(0)
+
+
+def test_a_lasso_selects_bricks_and_they_can_be_muted(opened: Opened) -> None:
+    page = opened()
+    area = page.locator("#unit-map .nsewdrag").first.bounding_box()
+    assert area
+    corners = [(0.05, 0.05), (0.95, 0.05), (0.95, 0.95), (0.05, 0.95), (0.05, 0.06)]
+    where = [(area["x"] + area["width"] * x, area["y"] + area["height"] * y) for x, y in corners]
+    page.mouse.move(*where[0])
+    page.mouse.down()
+    for x, y in where[1:]:
+        page.mouse.move(x, y, steps=6)
+    page.mouse.up()
+    expect(page.get_by_role("heading", name=re.compile(r"\d+ bricks selected"))).to_be_visible()
+    page.get_by_role("button", name="Mute the selected bricks").click()
+    expect(page.get_by_role("group", name="Picked")).to_contain_text("Sum without")
+
+
+def test_a_wrong_folder_is_a_message(opened: Opened) -> None:
+    page = opened()
+    tab(page, "Library")
+    page.get_by_role("button", name="Add adapters").click()
+    page.get_by_label("Local folder").fill("/no/such/adapter")
+    page.get_by_role("button", name="Add the folder").click()
+    expect(page.get_by_text("/no/such/adapter: does not exist")).to_be_visible()
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
+
+
+def test_two_visitors_do_not_disturb_each_other(opened: Opened) -> None:
+    mine, theirs = opened(), opened()
+    before = theirs.get_by_role("group", name="Picked").inner_text()
+    tab(mine, "Library")
+    mine.get_by_role("checkbox", checked=True).first.click()
+    expect(mine.get_by_role("checkbox", checked=True)).to_have_count(2)
+    tab(theirs, "Library")
+    expect(theirs.get_by_role("checkbox", checked=True)).to_have_count(3)
+    theirs.get_by_role("checkbox", checked=True).last.click()
+    expect(theirs.get_by_role("checkbox", checked=True)).to_have_count(2)
+    assert theirs.get_by_role("group", name="Picked").inner_text() != before
+    assert (
+        theirs.get_by_role("group", name="Picked").inner_text() != mine.get_by_role("group", name="Picked").inner_text()
+    )
+
+
+def test_a_comparison_can_be_stopped(opened: Opened) -> None:
+    page = opened()
+    page.get_by_role("button", name="Compare them").click()
+    expect(page.get_by_text(re.compile(r"token [1-9]\d* of at most 32"))).to_be_visible(timeout=120_000)
+    page.get_by_role("button", name="Stop comparing").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(page.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
+    assert page.get_by_role("region", name="Base").locator(".by-text").first.inner_text().strip()
+
+
+def test_scores_fill_a_table(opened: Opened) -> None:
+    page = opened()
+    tab(page, "Compare")
+    for name in page.get_by_label("Variants").locator("label").all_inner_texts():
+        if name.strip() != "Base":
+            page.get_by_label(name.strip(), exact=True).uncheck()
+    page.get_by_label("number input for Rows per task").fill("10")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.get_by_text("At most 10 held-out rows a task")).to_be_visible(timeout=240_000)
+    row = page.get_by_role("table", name="Task scores").locator("tbody tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("nats")
+
+
+def lightness(colour: str) -> float:
+    """Mean of the channels of a CSS rgb colour, 0 to 255."""
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_themes(opened: Opened, scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    style = "(query) => { const s = getComputedStyle(document.querySelector(query)); return [s.backgroundColor, s.color, s.fill]; }"
+    back = lightness(page.evaluate(style, "body")[0])
+    text = lightness(page.evaluate(style, "h1")[1])
+    label = lightness(page.evaluate(style, "#clusters .xtick text")[2])
+    assert (back > 200) == (scheme == "light")
+    assert abs(back - text) > 120
+    assert abs(back - label) > 120
+
+
+def test_nothing_overflows_on_a_phone(opened: Opened) -> None:
+    page = opened(viewport={"width": 390, "height": 844})
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
