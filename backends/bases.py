@@ -22,6 +22,7 @@ from backends import builtin, device, hub
 from backends.builtin import ID as BUILTIN
 from backends.builtin import home
 from backends.errors import BaseError
+from backends.packed import Packed, pack
 from lego.errors import AdapterError
 
 __all__ = ["BUILTIN", "BaseError", "BaseInfo", "TextBase", "catalogue", "home", "load_base", "module_shapes", "warm"]
@@ -62,6 +63,7 @@ class TextBase:
         lock: to be held around every forward pass.
         folder: where its files lie.
         commit: of the hub's repository.
+        packed: speeds small batches up on the CPU, where it can.
     """
 
     model: Any
@@ -71,6 +73,7 @@ class TextBase:
     dtype: torch.dtype
     folder: Path
     commit: str | None = None
+    packed: Packed | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -218,8 +221,9 @@ def _load(id: str, tell: Teller) -> TextBase:
         told = str(error).strip().splitlines()
         raise BaseError(f"cannot be loaded: {told[0] if told else type(error).__name__}", id) from error
     model = model.to(where).eval().requires_grad_(False)
+    packed = pack(model, where, dtype)
     tell("Ready", 1.0)
-    return TextBase(model, tokenizer, replace(info, ready=True), where, dtype, folder, commit)
+    return TextBase(model, tokenizer, replace(info, ready=True), where, dtype, folder, commit, packed)
 
 
 def _fetch(id: str, tell: Teller) -> tuple[Path, BaseInfo, str | None]:

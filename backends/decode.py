@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +141,8 @@ class Step:
     def __init__(self, base: TextBase) -> None:
         """Nothing has been seen yet."""
         self.base = base
-        self.cache: Any = None
-        self._padded = False
+        self.cache: Any = new_cache(base)
+        self._padded: bool | None = None
 
     def __call__(self, live: Live, ids: Tensor, mask: Tensor) -> Float[Tensor, "rows vocab"]:
         """Logits of the last position, in fp32.
@@ -154,7 +155,7 @@ class Step:
         Raises:
             BaseError: when the model keeps no cache of keys and values.
         """
-        if self.cache is None:
+        if self._padded is None:
             self._padded = not bool(mask.all())
         arguments = {
             "input_ids": ids,
@@ -179,8 +180,15 @@ class Step:
 def forward(base: TextBase, live: Live, **arguments: Any) -> Any:
     """One forward pass with those of the arguments that the model knows; nobody else can use the model meanwhile."""
     known = {name: value for name, value in arguments.items() if name in base.accepts}
-    with base.lock, torch.inference_mode(), live:
+    with base.lock, torch.inference_mode(), base.packed or nullcontext(), live:
         return base.model(**known)
+
+
+def new_cache(base: TextBase) -> Any:
+    """An empty cache of keys and values for the model."""
+    from backends.room import roomy_cache
+
+    return roomy_cache(base.model.config)
 
 
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

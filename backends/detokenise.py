@@ -10,8 +10,8 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 class Detokeniser:
     """Grows a text token by token.
 
-    A character of several bytes may be spread over several tokens: it appears when it is whole. Tokenisers write
-    a token differently at the start of a text, so the new piece is the difference of two decodings that begin at the same earlier token.
+    A character of several bytes may be spread over several tokens: it appears when it is whole. Tokenisers write a token
+    differently at the start of a text, so the new piece is the difference of two decodings that begin at the same earlier token.
 
     Attributes:
         ids: the tokens so far.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from backends.bases import TextBase
-from backends.decode import end_tokens, forward, pad_left
+from backends.decode import end_tokens, forward, new_cache, pad_left
 from backends.errors import BaseError
 from backends.memory import out_of_memory, release, rows_at_once
 from backends.variants import Variant, context_length, encode, pool_of
@@ -229,9 +229,8 @@ def answer_logits(base: TextBase, scored: Scored, batch: Sequence[Example], shar
     """Logits (rows, positions, vocab) that predict the batch's answers, ending with the end token's."""
     if shared and scored.prefix is None:
         prefix = torch.tensor([batch[0].prompt[:shared]], device=base.device)
-        scored.prefix = forward(base, scored.live, input_ids=prefix, use_cache=True, logits_to_keep=1)[
-            "past_key_values"
-        ]
+        scored.prefix = new_cache(base)
+        forward(base, scored.live, input_ids=prefix, past_key_values=scored.prefix, use_cache=True, logits_to_keep=1)
     sequences = [example.prompt[shared:] + example.answer[:-1] for example in batch]
     ids, mask = pad_left(sequences, base.device)
     mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)

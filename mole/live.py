@@ -10,11 +10,11 @@ adapter, w_j on several is their weighted sum, 0 on a single unit mutes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from lego.errors import AdapterError
@@ -26,41 +26,44 @@ __all__ = ["Live", "LivePool", "Weighting", "attach", "check_fit"]
 class Branch:
     """The units beside one linear layer, called by PyTorch after the layer's own forward."""
 
-    __slots__ = ("down", "module", "up", "weights")
+    __slots__ = ("down", "live", "module", "up", "weights")
 
-    def __init__(self, module: str, down: Tensor, up: Tensor, weights: Tensor | None) -> None:
+    def __init__(self, live: Live, module: str, down: Tensor, up: Tensor, weights: Tensor | None) -> None:
         """The units that take part.
 
         Args:
+            live: knows how many tokens a row has.
             module: the layer's name, for messages.
-            down: A, (units, d_in).
-            up: B transposed, (units, d_out).
+            down: Aᵀ, (d_in, units).
+            up: Bᵀ, (units, d_out).
             weights: (rows, 1, units), or None for weight 1 on every unit in every row.
         """
-        self.module, self.down, self.up, self.weights = module, down, up, weights
+        self.live, self.module, self.down, self.up, self.weights = live, module, down, up, weights
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """``output + (w ⊙ (x Aᵀ)) Bᵀ``; the output itself is overwritten only where no gradient is recorded."""
-        x = inputs[0]
-        hidden = F.linear(x if x.dtype == self.down.dtype else x.to(self.down.dtype), self.down)
+        x, down, up = inputs[0], self.down, self.up
+        flat = x.reshape(-1, down.shape[0])
+        hidden = torch.mm(flat if flat.dtype == down.dtype else flat.to(down.dtype), down)
         if self.weights is not None:
-            hidden = self._weigh(hidden)
-        units, d_out = self.up.shape
-        hidden = hidden.view(-1, units)
-        if output.dtype != self.up.dtype or not output.is_contiguous():
-            return output + (hidden @ self.up).view(output.shape).to(output.dtype)
-        flat = output.view(-1, d_out)
+            hidden = self._weigh(hidden, x.shape[:-1])
+        if output.dtype != up.dtype or not output.is_contiguous():
+            return output + torch.mm(hidden, up).view(output.shape).to(output.dtype)
+        result = output.view(-1, up.shape[1])
         if torch.is_grad_enabled():
-            return torch.addmm(flat, hidden, self.up).view(output.shape)
-        flat.addmm_(hidden, self.up)
+            return torch.addmm(result, hidden, up).view(output.shape)
+        result.addmm_(hidden, up)
         return output
 
-    def _weigh(self, hidden: Tensor) -> Tensor:
+    def _weigh(self, hidden: Float[Tensor, "places units"], shape: torch.Size) -> Float[Tensor, "places units"]:
         assert self.weights is not None
-        if hidden.dim() == 3 and hidden.shape[0] == self.weights.shape[0]:
-            return hidden * self.weights
+        rows = self.weights.shape[0]
+        # Some models flatten rows and tokens before a layer, in order; experts get tokens in an order of their own.
+        flattened = len(shape) == 1 and shape[0] == rows * self.live.tokens and "expert" not in self.module
+        if flattened or (len(shape) == 2 and shape[0] == rows):
+            return (hidden.view(rows, -1, hidden.shape[1]) * self.weights).view_as(hidden)
         raise AdapterError(
-            f"got an input of shape {tuple(hidden.shape[:-1])} for {self.weights.shape[0]} rows of weights",
+            f"got an input of shape {tuple(shape)} for {rows} rows of weights",
             self.module,
             "Rows with different weights need inputs of shape (rows, tokens, features): run one variant at a time.",
         )
@@ -80,22 +83,26 @@ class Live:
             AdapterError: when a module of the pool is not a linear layer of the model with that shape.
         """
         self.pool = pool
+        self.tokens = 0
+        self._model = model
         self._layers = find_layers(model, pool)
         self._branches: dict[str, Branch] = {}
         self._handles: dict[str, RemovableHandle] = {}
-        self._entered = False
+        self._watch: RemovableHandle | None = None
 
     def __enter__(self) -> Live:
-        self._entered = True
+        self._watch = self._model.register_forward_pre_hook(self._note_tokens, with_kwargs=True)
         for branch in self._branches.values():
             self._hook(branch)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._entered = False
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def set_rows(self, weights: Mapping[str, Float[Tensor, "rows units"]]) -> None:
         """Weights of the next batches. Units of weight 0 in every row cost nothing, nor does a module without others.
@@ -117,8 +124,8 @@ class Live:
         if module not in self._layers:
             raise AdapterError("is not a module of the loaded adapters", module)
         down, up = self.pool.modules[module]
-        if weights.dim() != 2 or weights.shape[1] != down.shape[0]:
-            raise AdapterError(f"weights have shape {tuple(weights.shape)} for {down.shape[0]} units", module)
+        if weights.dim() != 2 or weights.shape[1] != up.shape[0]:
+            raise AdapterError(f"weights have shape {tuple(weights.shape)} for {up.shape[0]} units", module)
         if not weights.requires_grad:
             active = (weights != 0).any(dim=0)
             if not bool(active.any()):
@@ -127,14 +134,14 @@ class Live:
             if not bool(active.all()):
                 kept = active.nonzero().flatten()
                 weights, kept = weights[:, kept], kept.to(down.device)
-                down, up = down[kept], up[kept]
+                down, up = down[:, kept].contiguous(), up[kept]
             if bool((weights == weights[:1]).all()):
                 # The same in every row: fold them in once instead of multiplying at every step.
                 same = weights[0].to(up.device)
                 up = up if bool((same == 1).all()) else (same[:, None] * up.float()).to(up.dtype)
-                self._put(Branch(module, down, up, None))
+                self._put(Branch(self, module, down, up, None))
                 return
-        self._put(Branch(module, down, up, weights.to(down.device, down.dtype).unsqueeze(1)))
+        self._put(Branch(self, module, down, up, weights.to(down.device, down.dtype).unsqueeze(1)))
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some of the batch's rows only, in the order given.
@@ -156,10 +163,16 @@ class Live:
         """The modules in which some unit takes part."""
         return tuple(self._branches)
 
+    def _note_tokens(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """How many tokens each row of this pass has."""
+        given = next((named[name] for name in ("input_ids", "inputs_embeds") if named.get(name) is not None), None)
+        given = inputs[0] if given is None and inputs else given
+        self.tokens = given.shape[1] if isinstance(given, Tensor) and given.dim() > 1 else 0
+
     def _put(self, branch: Branch) -> None:
         self._drop(branch.module)
         self._branches[branch.module] = branch
-        if self._entered:
+        if self._watch is not None:
             self._hook(branch)
 
     def _hook(self, branch: Branch) -> None:
@@ -189,7 +202,7 @@ def find_layers(model: nn.Module, pool: LivePool) -> dict[str, nn.Linear]:
     layers = {name: layer for name, layer in model.named_modules() if name in pool.modules}
     found: dict[str, nn.Linear] = {}
     for module, (down, up) in pool.modules.items():
-        reason = check_fit(layers.get(module), down.shape[1], up.shape[1])
+        reason = check_fit(layers.get(module), down.shape[0], up.shape[1])
         if reason:
             owner = pool.names[pool.owners(module)[0]]
             raise AdapterError(f"module {module} {reason}", owner, "It was made for another base model.")

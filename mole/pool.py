@@ -29,12 +29,12 @@ class Weighting:
 class LivePool:
     """The stacked factors of several adapters, module by module, ready for a model.
 
-    ``up @ (weights * (down @ x))`` is the sum of the adapters' updates of x, each unit weighted on its own.
+    ``((x @ down) * weights) @ up`` is the sum of the adapters' updates of x, each unit weighted on its own.
     The adapters' scales are folded into ``up`` in fp32, before the cast.
 
     Attributes:
-        modules: A (units, d_in) and B transposed, (units, d_out), of every module that some adapter adapts.
-            B lies transposed because a row of few units then multiplies long contiguous vectors.
+        modules: ``down`` = Aᵀ (d_in, units) and ``up`` = Bᵀ (units, d_out) of every module that some adapter adapts. They lie
+            transposed so that rows of x multiply them as they are, the fastest order for the few rows of a decoding step.
         keys: the adapters' keys, in the order of their units.
     """
 
@@ -50,7 +50,7 @@ class LivePool:
         """
         self.keys = tuple(adapters)
         self.device, self.dtype = torch.device(device), dtype
-        self.modules: dict[str, tuple[Float[Tensor, "units d_in"], Float[Tensor, "units d_out"]]] = {}
+        self.modules: dict[str, tuple[Float[Tensor, "d_in units"], Float[Tensor, "units d_out"]]] = {}
         self._slices: dict[str, dict[str, slice]] = {}
         self.names = {key: adapter.name for key, adapter in adapters.items()}
         for module in dict.fromkeys(name for adapter in adapters.values() for name in adapter.modules):
@@ -64,7 +64,7 @@ class LivePool:
         for key, adapter in adapters.items():
             factors = adapter[module]
             shape = factors.up.shape[0], factors.down.shape[1]
-            expected = (ups[0].shape[1], downs[0].shape[1]) if ups else shape
+            expected = (ups[0].shape[1], downs[0].shape[0]) if ups else shape
             if shape != expected:
                 raise AdapterError(
                     f"module {module} is {' × '.join(map(str, shape))} here but "
@@ -72,10 +72,10 @@ class LivePool:
                     adapter.name,
                     "The two adapters belong to different bases.",
                 )
-            downs.append(factors.down)
+            downs.append(factors.down.T)
             ups.append((factors.scale * factors.up).T)
             slices[key] = slice(start, start := start + factors.rank)
-        self.modules[module] = self._cast(torch.cat(downs)), self._cast(torch.cat(ups))
+        self.modules[module] = self._cast(torch.cat(downs, dim=1)), self._cast(torch.cat(ups))
         self._slices[module] = slices
 
     def _cast(self, tensor: Tensor) -> Tensor:
