@@ -26,12 +26,14 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Item:
-    """One example. ``key`` names what must not occur in two splits (a word, a concept); ``group`` balances the splits."""
+    """One example. ``key`` names what must not occur in two splits (a word, a concept); ``group`` balances the splits;
+    ``teach`` keeps the item for training."""
 
     key: str
     prompt: str
     answer: str
     group: str = ""
+    teach: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,18 +176,36 @@ def language(cache: Path, rng: random.Random) -> list[Item]:
     return items
 
 
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[ ’'-]", name.lower()))
+
+
 def french(cache: Path, rng: random.Random) -> list[Item]:
-    """From English to French: CLDR's names of characters, up to three words long."""
+    """From English to French: CLDR's names of characters; every French word of a held-out phrase occurs in training."""
     english, names = _names(cache, "en"), _names(cache, "fr")
-    words = Counter(word for name in names.values() for word in set(name.lower().split()))
-    items = []
+    kept = []
     for char in sorted(set(english) & set(names)):
         source, target = english[char], names[char]
-        plain = all(part.isalpha() for part in re.split(r"[ ’'-]", source + " " + target))
-        if plain and len(source.split()) <= 3 and len(target.split()) <= 3 and source.lower() != target.lower():
-            known = min(words[word] for word in target.lower().split()) > 1
-            items.append(Item(char, f"Translate into French: {source}", target, "known" if known else "new"))
-    return items
+        short = max(len(source.split()), len(target.split())) <= 5
+        if short and source.lower() != target.lower() and all(map(str.isalpha, _words(source) | _words(target))):
+            kept.append(char)
+    while True:  # leave out, again and again, what has a word that no other phrase has
+        count = Counter(word for char in kept for word in _words(names[char]))
+        frequent = [char for char in kept if min(count[word] for word in _words(names[char])) > 1]
+        if len(frequent) == len(kept):
+            break
+        kept = frequent
+    rng.shuffle(kept)
+    asked: set[str] = set()
+    for spare in (2, 1):  # held out may be what leaves two training phrases with each of its words; then one
+        for char in kept:
+            words = _words(names[char])
+            if char not in asked and len(words) > 1 and all(count[word] > spare for word in words) and len(asked) < 260:
+                asked.add(char)
+                count.subtract(words)
+    return [
+        Item(char, f"Translate into French: {english[char]}", names[char], teach=char not in asked) for char in kept
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ prose
@@ -265,17 +285,19 @@ def split(task: Task, items: Iterable[Item], seed: int = 0) -> list[Row]:
         if item.key not in by_key and item.prompt.lower() not in prompts:
             by_key[item.key] = item
             prompts.add(item.prompt.lower())
-    groups: dict[str, list[tuple[float, Item]]] = defaultdict(list)
+    groups: dict[str, list[Item]] = defaultdict(list)
     for item in by_key.values():
-        groups[item.group].append((0.0, item))
+        if not item.teach:
+            groups[item.group].append(item)
     ordered: list[tuple[float, float, Item]] = []
     for name in sorted(groups):  # spread each group evenly over [0, 1), so that any prefix holds its share of it
-        members = [item for _, item in groups[name]]
+        members = groups[name]
         rng.shuffle(members)
         ordered += [((at + rng.random()) / len(members), rng.random(), item) for at, item in enumerate(members)]
     ordered.sort(key=lambda entry: entry[:2])
+    dealt = [item for _, _, item in ordered] + [item for item in by_key.values() if item.teach]
     rows = []
-    for at, (_, _, item) in enumerate(ordered[: task.held_out + task.tune + TRAIN_LIMIT]):
+    for at, item in enumerate(dealt[: task.held_out + task.tune + TRAIN_LIMIT]):
         name = "held_out" if at < task.held_out else "tune" if at < task.held_out + task.tune else "train"
         rows.append({"prompt": item.prompt, "answer": item.answer, "split": name})
     return rows

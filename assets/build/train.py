@@ -23,7 +23,7 @@ from assets.build.score import Encoded, answer_logits, encode, score
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-BATCH, WARMUP, CHECKPOINT_EVERY = 8, 10, 50
+WARMUP, CHECKPOINT_EVERY = 10, 50
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Spec:
     rate: float = 1e-3
     targets: tuple[str, ...] = LINEAR
     rslora: bool = False
+    batch: int = 8
     note: str = ""
 
 
@@ -53,20 +54,20 @@ SPECS = {
         Spec("past-tense", "Past tense", 8, 8, seed=37, steps=220, rate=1.5e-3, note=PAIR),
         Spec("plural", "Plural", 8, 8, seed=37, steps=200, rate=1.5e-3, note=PAIR),
         Spec("language", "Language of a phrase", 8, 16, seed=41, steps=180),
-        Spec("french", "English to French", 16, 16, seed=53, steps=240),
+        Spec("french", "English to French", 16, 16, seed=53, steps=240, rate=1.5e-3, batch=16),
         Spec("king-james", "King James style", 16, 32, seed=67, steps=110, targets=ATTENTION),
         Spec("devils-dictionary", "Devil's Dictionary", 8, 8, seed=79, steps=110, rate=7e-4, rslora=True),
     )
 }
 
 
-def schedule(rows: int, steps: int, seed: int) -> list[list[int]]:
+def schedule(rows: int, steps: int, batch: int, seed: int) -> list[list[int]]:
     """Row numbers of every batch, from shuffled epochs."""
     rng = random.Random(seed)
     order: list[int] = []
-    while len(order) < steps * BATCH:
+    while len(order) < steps * batch:
         order += rng.sample(range(rows), rows)
-    return [order[at : at + BATCH] for at in range(0, steps * BATCH, BATCH)]
+    return [order[at : at + batch] for at in range(0, steps * batch, batch)]
 
 
 def _rate(spec: Spec, step: int) -> float:
@@ -127,7 +128,7 @@ class Run:
 
     def train(self, rows: Sequence[Encoded]) -> Iterator[tuple[int, float]]:
         """Train to the end, yielding (steps done, loss of this step)."""
-        batches = schedule(len(rows), self.spec.steps, self.spec.seed)
+        batches = schedule(len(rows), self.spec.steps, self.spec.batch, self.spec.seed)
         self.model.train()
         while self.step < self.spec.steps:
             began = time.perf_counter()
@@ -198,7 +199,7 @@ def make(spec: Spec, rows: Sequence[dict[str, str]], base, tokenizer, work: Path
         run.model.unload()
     record = {
         "before": before, "after": after, "example": example, "heldout_rows": len(held_out), "steps": run.step,
-        "batch": BATCH, "rate": spec.rate, "seconds_per_step": round(run.seconds / run.step, 2), "loss": run.losses[9::10],
+        "batch": spec.batch, "rate": spec.rate, "seconds_per_step": round(run.seconds / run.step, 2), "loss": run.losses[9::10],
     }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     run.checkpoint.unlink()

@@ -39,6 +39,14 @@ def test_split_keeps_one_item_per_key_and_prompt_and_is_seeded():
     assert rows != split(task, doubled, seed=1)
 
 
+def test_split_never_asks_what_is_for_teaching():
+    task = Task("t", (), lambda cache, rng: (), held_out=5, tune=2)
+    rows = split(task, [*items(10), *(Item(f"t{i}", f"teach {i}", "x", teach=True) for i in range(10))])
+    assert Counter((row["prompt"][:3], row["split"]) for row in rows) == {
+        ("ask", "held_out"): 5, ("ask", "tune"): 2, ("ask", "train"): 3, ("tea", "train"): 10,
+    }  # fmt: skip
+
+
 def test_shorten_keeps_whole_sentences():
     assert _shorten("One two three. Four five six. Seven.", 6) == "One two three. Four five six."
     assert _shorten("One two; three four five six.", 3) == "One two."
@@ -130,11 +138,11 @@ def test_score_counts_rows_that_greedy_decoding_answers(tiny):
 def test_schedule_visits_every_row_once_an_epoch():
     from assets.build.train import schedule
 
-    batches = schedule(24, steps=6, seed=5)
+    batches = schedule(24, steps=6, batch=8, seed=5)
     assert [len(batch) for batch in batches] == [8] * 6
     for epoch in (batches[:3], batches[3:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(24))
-    assert batches == schedule(24, steps=6, seed=5) != schedule(24, steps=6, seed=6)
+    assert batches == schedule(24, steps=6, batch=8, seed=5) != schedule(24, steps=6, batch=8, seed=6)
 
 
 def test_interrupted_training_continues_to_the_same_adapter(tiny, tmp_path: Path):
