@@ -70,6 +70,7 @@ class Bench:
         self.base = bases.load_base("smollm2-135m-instruct")
         self.sources = {entry.name: entry for entry in library.builtin() if entry.name in TASKS}
         self.rows = {task: rows for task, rows in text.tasks().items() if task in TASKS}
+        self.merges: dict[tuple[str, int], str] = {}
         RESULTS.parent.mkdir(exist_ok=True)
 
     def known(self) -> dict[str, Scores]:
@@ -80,9 +81,7 @@ class Bench:
         """Exact share and loss by task, from the file or measured now."""
         if point.key in (known := self.known()):
             return known[point.key]
-        weighting = self.weighting(point)
-        measured = {task: self.measure(weighting, task, point.split) for task in TASKS}
-        self.forget(weighting)
+        measured = {task: self.measure(self.weighting(point), task, point.split) for task in TASKS}
         with FileLock(RESULTS.with_suffix(".lock")):
             scratch = RESULTS.with_suffix(".tmp")
             scratch.write_text(json.dumps({**self.known(), point.key: measured}, indent=0, sort_keys=True) + "\n")
@@ -96,16 +95,21 @@ class Bench:
             return Weighting()
         if point.name in self.sources:
             return Weighting(((self.sources[point.name].key, 1.0),))
-        method, parameters = METHODS[point.name]
-        adapters = [library.get(self.sources[task].key) for task in TASKS]
-        merged = lego.merge(adapters, method=method, seed=point.seed, name=point.name, **parameters)
-        return Weighting(((library.add_merge(merged).key, point.strength),))
+        return Weighting(((self.merge(point.name, point.seed), point.strength),))
 
-    def forget(self, weighting: Weighting) -> None:
-        """Remove a merge's folder: dozens are made."""
-        for key, _ in weighting.adapters:
-            if library.entry(key).source == "merge":
-                shutil.rmtree(library.entry(key).path.parent)
+    def merge(self, name: str, seed: int) -> str:
+        """The library's key of a merge, made once."""
+        if (name, seed) not in self.merges:
+            method, parameters = METHODS[name]
+            adapters = [library.get(self.sources[task].key) for task in TASKS]
+            merged = lego.merge(adapters, method=method, seed=seed, name=name, **parameters)
+            self.merges[name, seed] = library.add_merge(merged).key
+        return self.merges[name, seed]
+
+    def forget(self) -> None:
+        """Remove the merges' folders."""
+        for key in self.merges.values():
+            shutil.rmtree(library.entry(key).path.parent, ignore_errors=True)
 
     def measure(self, weighting: Weighting, task: str, split: str) -> dict[str, float]:
         """Exact share, loss per answer token and number of rows of one task."""
@@ -187,6 +191,8 @@ def main() -> None:
         f"Exact match in % on {'/'.join(map(str, sorted(counts)))} held-out rows a task; loss in nats per answer token."
     )
     print(f"{made}\n\n{note} {machine()}.")
+    if not options.from_the_end:  # the process that helps may end while the other still needs them
+        bench.forget()
     if options.write:
         write_into_readme("tasks", f"{made}\n\n{note}")
 
