@@ -11,6 +11,7 @@ that was stopped goes on where it was; delete the file to measure anew. A second
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -70,12 +71,18 @@ class Bench:
         self.base = bases.load_base("smollm2-135m-instruct")
         self.sources = {entry.name: entry for entry in library.builtin() if entry.name in TASKS}
         self.rows = {task: rows for task, rows in text.tasks().items() if task in TASKS}
+        self.of = {"adapters": {task: self.sources[task].key for task in TASKS}, "rows": self.rows_hash()}
         self.merges: dict[tuple[str, int], str] = {}
         RESULTS.parent.mkdir(exist_ok=True)
 
+    def rows_hash(self) -> str:
+        """Tells the rows apart from any others."""
+        return hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest()[:12]
+
     def known(self) -> dict[str, Scores]:
-        """What has been measured, by this process or another."""
-        return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        """What has been measured on these very adapters and rows, by this process or another."""
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        return found["scores"] if found.get("of") == self.of else {}
 
     def score(self, point: Point) -> Scores:
         """Exact share and loss by task, from the file or measured now."""
@@ -84,7 +91,8 @@ class Bench:
         measured = {task: self.measure(self.weighting(point), task, point.split) for task in TASKS}
         with FileLock(RESULTS.with_suffix(".lock")):
             scratch = RESULTS.with_suffix(".tmp")
-            scratch.write_text(json.dumps({**self.known(), point.key: measured}, indent=0, sort_keys=True) + "\n")
+            scores = {**self.known(), point.key: measured}
+            scratch.write_text(json.dumps({"of": self.of, "scores": scores}, indent=0, sort_keys=True) + "\n")
             os.replace(scratch, RESULTS)
         print(f"{point.key}: {mean(s['exact'] for s in measured.values()):.1%}", file=sys.stderr, flush=True)
         return measured
