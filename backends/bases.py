@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from backends import builtin, device, hub
@@ -217,7 +218,7 @@ def _load(id: str, tell: Teller) -> TextBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **local)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         told = str(error).strip().splitlines()
         raise BaseError(f"cannot be loaded: {told[0] if told else type(error).__name__}", id) from error
     model = model.to(where).eval().requires_grad_(False)
@@ -315,3 +316,17 @@ def _skeleton(id: str) -> nn.Module:
             raise BaseError(f"its config cannot be read: {error}", id) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def main() -> int:
+    """``python -m backends.bases``: fetch and convert the built-in base, if that has not been done; 0 when it is there."""
+    try:
+        print(builtin.ensure(Teller(BUILTIN, None)))
+    except BaseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,7 +63,12 @@ def ensure(progress: Progress) -> Path:
     from filelock import FileLock, Timeout
 
     target = folder()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BaseError(
+            f"cannot be prepared ({error})", target, "Set BRICKYARD_HOME to a folder you may write to."
+        ) from error
     lock = FileLock(target.parent / f".{ID}.lock")
     while not ready():
         try:

@@ -139,12 +139,18 @@ def write_stub(repo: Repo, name: str, target: Path) -> None:
 
 
 def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
-    """The folder of a repository that was downloaded before, if it holds the named file; asks no network."""
-    from huggingface_hub import try_to_load_from_cache
+    """The folder of a repository that was downloaded before, if it holds the named file; asks no network.
 
-    cache = {"cache_dir": value} if (value := options().get("cache_dir")) else {}
-    found = try_to_load_from_cache(repo_id, name, revision=revision, **cache)
-    return Path(found).parent if isinstance(found, str) else None
+    Args:
+        repo_id: owner/name.
+        revision: a commit; None takes the latest download.
+        name: of the file.
+    """
+    from huggingface_hub import constants
+
+    repo = Path(options().get("cache_dir", constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}"
+    found = [path.parent for path in repo.glob(f"snapshots/*/{name}") if revision in (None, path.parent.name)]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def bar_class(title: str, progress: Progress) -> type:
@@ -152,10 +158,17 @@ def bar_class(title: str, progress: Progress) -> type:
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **named: Any) -> None:
+            # Counted here: a bar that is not shown on the terminal counts nothing.
+            self.bytes = (named.get("initial") or 0) if named.get("unit") == "B" else None
+            super().__init__(*args, **named)
+
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
-            if self.unit == "B" and self.total:
-                progress(f"Downloading {title}, {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB", self.n / self.total)
+            if self.bytes is not None and self.total:
+                self.bytes += n or 0
+                part = min(self.bytes / self.total, 1.0)
+                progress(f"Downloading {title}, {part * self.total / 1e6:.0f} of {self.total / 1e6:.0f} MB", part)
             return shown
 
     return Bar

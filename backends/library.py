@@ -212,10 +212,8 @@ def misfit(adapter: Adapter, shapes: Shapes) -> str | None:
     """As `fits`, for an opened adapter."""
     missing = [name for name in adapter.modules if name not in shapes]
     if missing:
-        many = (
-            f"{len(missing)} of its {len(adapter.modules)} modules are" if len(missing) > 1 else "one of its modules is"
-        )
-        return f"{many} not linear layers of this base, such as {missing[0]}."
+        many = f"{len(missing)} of its {len(adapter.modules)} modules"
+        return f"{many} are no linear layers of this base, such as {missing[0]}."
     for name, spec in adapter.modules.items():
         if shapes[name] != (spec.d_in, spec.d_out):
             d_in, d_out = shapes[name]
