@@ -71,7 +71,7 @@ def title_of(session: Session, entry: Entry) -> str:
 
 
 def _facts(entry: Entry) -> str:
-    targets = ", ".join(entry.targets) if len(entry.targets) <= 3 else f"{len(entry.targets)} kinds of module"
+    targets = ", ".join(entry.targets) if len(entry.targets) <= 3 else f"{len(entry.targets)} kinds"
     named = [("rank", spread(entry.ranks)), ("alpha", entry.alpha), ("on", targets)]
     every = escape(", ".join(entry.targets))
     pairs = "".join(f'<span title="{every}">{name} <b>{escape(value)}</b></span>' for name, value in named if value)

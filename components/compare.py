@@ -169,6 +169,11 @@ def _buttons(busy: bool) -> tuple[Any, Any]:
     return gr.Button(interactive=not busy), gr.Button(visible=busy)
 
 
+def waiting() -> tuple[Any, ...]:
+    """What is shown at once, however long others keep the model busy."""
+    return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
+
+
 @told
 def run(
     session: Session,
@@ -246,7 +251,8 @@ def wire(tab: CompareTab, session: gr.State, asked: Any) -> None:
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
-    runs = [start(run, [session, *tab.settings], tab.running, **model) for start in (tab.run.click, asked.then)]
+    clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **private)
+    runs = [event.then(run, [session, *tab.settings], tab.running, **model) for event in (clicked, asked)]
     for running in runs:
         running.success(exports, [tab.found], files, **private)
         running.failure(ended, [tab.found, tab.marks], after, **private)

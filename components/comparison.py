@@ -113,7 +113,8 @@ PLAIN = """
   --background-fill-primary: #fff; --primary-500: #b5532f; }
 @media (prefers-color-scheme: dark) { :root { --body-text-color: #ece8e3; --body-text-color-subdued: #a8a099;
   --border-color-primary: #38332f; --background-fill-primary: #1f1c1a; } body { background: #171513; } }
-body { font-family: system-ui, sans-serif; margin: 32px; color: var(--body-text-color); } h1 { font-size: 20px; }
+body { font-family: system-ui, sans-serif; margin: 32px; color: var(--body-text-color); }
+h1 { font-size: 20px; margin: 0 0 4px; } h1 + p { margin-bottom: 18px; }
 """
 
 

@@ -11,7 +11,8 @@ from components import fragments
 from components.session import Session
 from components.shelf import shelf
 
-PER_ADAPTER = 2
+ROWS = slice(1, 3)
+"""Which held-out rows of a task are offered. The first verb is 'ban', on whose past even people disagree."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def offered(session: Session) -> list[Example]:
     entries, found = shelf(session), []
     for pick in session.picks:
         task = task_of(entries[pick.key])
-        rows = held_out(task)[:PER_ADAPTER] if task else []
+        rows = held_out(task)[ROWS] if task else []
         found += [Example(row["prompt"].replace("\n", "\\n"), pick.slot) for row in rows]
     return found
 

@@ -128,24 +128,21 @@ def clusters_of_module(owner: np.ndarray, cluster: np.ndarray, groups: Sequence[
 
 def clusters_by_layer(points: Points, groups: Sequence[Group]) -> go.Figure:
     """Many modules: for each layer, how many clusters hold one adapter only and how many mix two, three, ... of them."""
-    layers, rows = np.unique(points.layer, return_inverse=True)
+    owners: dict[tuple[int, str, int], set[int]] = {}
+    for place in zip(points.layer, points.module, points.cluster, points.owner, strict=True):
+        owners.setdefault(place[:3], set()).add(place[3])
+    layers = sorted(set(points.layer))
     pure = np.zeros((len(groups), len(layers)), dtype=int)
     mixed = np.zeros((len(groups) + 1, len(layers)), dtype=int)
-    for row in range(len(layers)):
-        here = rows == row
-        for key in set(zip(np.asarray(points.module)[here], points.cluster[here], strict=True)):
-            inside = here & (np.asarray(points.module) == key[0]) & (points.cluster == key[1])
-            owners = np.unique(points.owner[inside])
-            if len(owners) == 1:
-                pure[owners[0], row] += 1
-            else:
-                mixed[len(owners), row] += 1
+    for (layer, _, _), present in owners.items():
+        counts, row = (pure, min(present)) if len(present) == 1 else (mixed, len(present))
+        counts[row, layers.index(layer)] += 1
     figure = go.Figure()
     for j, group in enumerate(groups):
         hover = f"layer %{{x}}: %{{y}} clusters of {group.name} alone<extra></extra>"
         name = f"{group.name} only"
         figure.add_bar(x=layers, y=pure[j], name=name, marker_color=group.colour, hovertemplate=hover)
-    for count in range(2, len(groups) + 1):
+    for count in (count for count in range(2, len(groups) + 1) if mixed[count].any()):
         hover = f"layer %{{x}}: %{{y}} clusters mix {count} adapters<extra></extra>"
         colour = MIXED[min(count - 2, len(MIXED) - 1)]
         figure.add_bar(x=layers, y=mixed[count], name=f"{count} mixed", marker_color=colour, hovertemplate=hover)

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import cards, fragments
+from components import cards, compare, fragments
 from components.messages import EXPECTED
 from components.session import Session
 from components.shelf import shelf
@@ -64,7 +64,7 @@ def _status(look: str, title: str, detail: str, fraction: float | None = None) -
     if look == "loading" and fraction is not None:
         bar = f'<span class="by-bar"><i style="width:{100 * fraction:.0f}%"></i></span>'
     return (
-        f'<div class="by-status {look}" role="status" aria-label="Base model"><span class="by-dot"></span>'
+        f'<div class="by-status {look}" role="status" aria-label="Base model state"><span class="by-dot"></span>'
         f"<span>{escape(title)}</span>{bar}<small>{escape(detail)}</small></div>"
     )
 
@@ -77,7 +77,8 @@ def describe(base_id: str, coming: Loading) -> str:
     if coming.error is not None:
         if not isinstance(coming.error, EXPECTED):
             raise coming.error
-        return _status("error", base_id, f"{coming.error} Maps and merges work without it.")
+        todo = coming.error.fix or "Choose another base in the Library."
+        return _status("error", base_id, f"{coming.error.what}. {todo} Maps and merges work without it.")
     base = coming.base()
     precision = str(base.dtype).removeprefix("torch.")
     return _status("ready", base.info.title, f"ready on {base.device}, {precision}")
@@ -117,6 +118,6 @@ def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML)
     top.again.click(watch, [session], state, **private)
 
 
-def show_comparison() -> Any:
-    """Go to the tab where the comparison runs."""
-    return gr.Tabs(selected="compare")
+def show_comparison() -> tuple[Any, ...]:
+    """Go to the tab where the comparison runs, and say that it is about to."""
+    return gr.Tabs(selected="compare"), *compare.waiting()

@@ -65,10 +65,9 @@ def create() -> LibraryTab:
             folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=info, max_length=1000)
             folder_add = gr.Button("Add the folder")
         with gr.Column(min_width=260):
-            wanted = "adapter_model.safetensors and adapter_config.json"
-            files = gr.File(
-                label=wanted, file_count="multiple", file_types=[".safetensors", ".json", ".md"], height=110
-            )
+            kinds = [".safetensors", ".json", ".md"]
+            files = gr.File(label="Adapter files", file_count="multiple", file_types=kinds, height=150)
+            gr.HTML(fragments.subtle("adapter_model.safetensors and adapter_config.json"))
             files_add = gr.Button("Add the files")
     return LibraryTab(base, shown, hub, hub_add, folder, folder_add, files, files_add)
 

@@ -68,7 +68,7 @@ def create() -> MapTab:
         layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=2)
         colour = gr.Radio(list(figures.COLOURINGS), value="adapter", label="Colour by", min_width=300, scale=7)
         projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
-        k = gr.Slider(1, 32, value=16, step=1, label="Clusters (k)", min_width=180, scale=3)
+        k = gr.Slider(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
     note = gr.HTML(fragments.progress("Reading units", None))
     with gr.Row():
         with gr.Column(scale=3, min_width=320):

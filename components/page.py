@@ -33,7 +33,8 @@ def build() -> gr.Blocks:
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
-        asked = top.compare.click(header.show_comparison, None, [tabs], **PRIVATE)
+        waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
+        asked = top.compare.click(header.show_comparison, None, waiting, **PRIVATE)
         compare.wire(compare_tab, session, asked)
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)

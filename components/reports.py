@@ -37,8 +37,8 @@ def table(report: MergeReport, name: str) -> str:
         [
             ("Rank", spread([report.rank_min, report.rank_max])),
             ("Modules", str(report.modules)),
-            ("Norm of the exact sum", f"{report.norm_before:.3g}"),
-            ("Norm after merging", f"{report.norm_after:.3g}"),
+            ("Norm, exact sum", f"{report.norm_before:.3g}"),
+            ("Norm, merged", f"{report.norm_after:.3g}"),
             ("Relative error", f"{report.relative_error:.3f}"),
             ("Norm ratio", f"{report.norm_ratio:.3f}"),
             ("Cosine", f"{report.cosine:.3f}"),

@@ -59,6 +59,11 @@ def _buttons(busy: bool) -> tuple[Any, Any]:
     return gr.Button(interactive=not busy), gr.Button(visible=busy)
 
 
+def waiting() -> tuple[Any, ...]:
+    """What is shown at once, however long others keep the model busy."""
+    return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
+
+
 @told
 def run(session: Session, ids: list[str], names: list[str], rows: float) -> Iterator[tuple]:
     """Score the chosen variants, task after task; the table fills while it runs."""
@@ -113,6 +118,7 @@ def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup) -> None:
     session.change(choose, [session], [box.tasks], **private)
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     buttons = [box.run, box.stop]
-    running = box.run.click(run, [session, variants, box.tasks, box.rows], [box.progress, box.table, *buttons], **model)
+    clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
+    running = clicked.then(run, [session, variants, box.tasks, box.rows], [box.progress, box.table, *buttons], **model)
     running.failure(ended, None, [box.progress, *buttons], **private)
     box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)

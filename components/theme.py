@@ -49,6 +49,7 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued="#6f6862",
         body_text_color_subdued_dark="#a8a099",
         block_background_fill="*background_fill_primary",
+        block_background_fill_dark="*background_fill_primary",
         block_border_width="1px",
         block_border_color="*border_color_primary",
         block_shadow="none",

@@ -42,7 +42,7 @@ def plain_peft(home: Path, adapter: Path) -> list[str]:
 
 def test_from_picking_to_a_downloaded_adapter(opened: Opened, home: Path, tmp_path: Path) -> None:
     page = opened(accept_downloads=True)
-    expect(page.get_by_role("status", name="Base model")).to_contain_text("ready", timeout=120_000)
+    expect(page.get_by_role("status", name="Base model state")).to_contain_text("ready", timeout=120_000)
 
     # Pick: the map follows.
     points = page.locator("#unit-map .point").count()
