@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401  (before torch touches CUDA)
 
-from components import page, start, theme
+from components import page, start, theme  # noqa: E402
 
 app = page.build()
 gc.enable()
@@ -26,7 +26,6 @@ def main() -> None:
         css=theme.css(),
         allowed_paths=start.allowed_paths(),
         max_file_size="200mb",
-        server_port=int(os.environ.get("GRADIO_SERVER_PORT", os.environ.get("PORT", "7860"))),
         footer_links=["api", "gradio", "settings"],
         ssr_mode=False,
     )

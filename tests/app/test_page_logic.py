@@ -193,3 +193,10 @@ def test_selected_units_grey_the_others_out() -> None:
 def test_the_map_knows_each_adapters_colour() -> None:
     figure = figures.unit_map(points(), GROUPS, "adapter")
     assert [trace.marker.color for trace in figure.data] == [group.colour for group in GROUPS]
+
+
+def test_a_page_that_lost_its_session_is_told_so() -> None:
+    with pytest.raises(gr.Error, match="Reload"):
+        library.pick(None, gr.EventData(None, {"key": "x"}))
+    with pytest.raises(gr.Error, match="Reload"):
+        next(compare.run(None, [], "hello", 8, 0.0, 0, "chat", True))
