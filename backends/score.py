@@ -106,8 +106,9 @@ def score(
     """Score variants on rows with known answers, without generating.
 
     The answer is fed in (teacher-forced). Where every answer token and the end token after it is the most likely one, greedy
-    decoding gives exactly the answer; so the exact share is that of greedy decoding at a fraction of its cost. What the prompts
-    have in common at their beginning (the system message, the question's wording) is run once for each variant.
+    decoding gives exactly the answer, token for token; so the exact share is that of greedy decoding at a fraction of its cost.
+    (The same letters spelt with other tokens count as wrong.) What the prompts have in common at their beginning, as the system
+    message and the question's wording, is run once for each variant.
 
     Args:
         base: the model.
