@@ -28,6 +28,8 @@ def test_the_page_opens_ready_to_compare(opened: Opened) -> None:
 
 def test_the_map_answers_its_controls(opened: Opened) -> None:
     page = opened()
+    page.locator("#unit-map .point").last.hover(force=True)
+    expect(page.locator("#unit-map .hoverlayer text")).to_contain_text(["rank index"])
     page.get_by_label("Layer", exact=True).click()
     page.get_by_role("option", name="layer 3", exact=True).click()
     expect(page.get_by_text("one module")).to_be_visible()
