@@ -84,12 +84,12 @@ def describe(base_id: str, coming: Loading) -> str:
     return _status("ready", base.info.title, f"ready on {base.device}, {precision}")
 
 
-def watch(session: Session) -> Iterator[tuple[str, Any, str | Any]]:
-    """Follow the loading of the session's base until it is ready or failed; then the cards know what fits."""
+def watch(session: Session) -> Iterator[tuple[str, Any]]:
+    """Follow the loading of the session's base until it is ready or failed."""
     coming = loading(session.base)
     for _ in coming.watch():
-        yield describe(session.base, coming), gr.Button(visible=False), gr.skip()
-    yield describe(session.base, coming), gr.Button(visible=coming.error is not None), cards.draw(session)
+        yield describe(session.base, coming), gr.Button(visible=False)
+    yield describe(session.base, coming), gr.Button(visible=coming.error is not None)
 
 
 def strip(session: Session) -> str:
@@ -112,10 +112,11 @@ def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML)
     """Connect the header's events; after each event of ``based`` another base may be wanted."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     session.change(strip, [session], [top.strip], **private)
-    state = [top.status, top.again, cards_shown]
-    for event in based:
-        event.then(watch, [session], state, **private)
-    top.again.click(watch, [session], state, **private)
+    state = [top.status, top.again]
+    watched = [event.then(watch, [session], state, **private) for event in based]
+    watched.append(top.again.click(watch, [session], state, **private))
+    for event in watched:  # now it is known which adapters fit
+        event.then(cards.draw, [session], [cards_shown], **private)
 
 
 def show_comparison() -> tuple[Any, ...]:

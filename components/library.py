@@ -73,15 +73,16 @@ def create() -> LibraryTab:
 
 
 @told
-def pick(session: Session, event: gr.EventData) -> Session:
-    """Pick or drop the adapter of the clicked card."""
+def pick(session: Session, event: gr.EventData) -> tuple[Session, str]:
+    """Pick or drop the adapter of the clicked card, and draw the cards at once."""
     entry = entry_of(session, event.key)
     if session.pick(entry.key) is None:
         if len(session.picks) >= MAX_PICKS:
             raise AdapterError(f"{MAX_PICKS} adapters are picked already", None, "Drop one first.")
         if why := cards.misfit(session, entry):
             raise AdapterError(why, entry.title)
-    return session.toggle(entry.key)
+    session = session.toggle(entry.key)
+    return session, cards.draw(session)
 
 
 @told
@@ -141,7 +142,7 @@ def wire(tab: LibraryTab, session: gr.State) -> Any:
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick = {**private, "concurrency_limit": 1, "concurrency_id": "session", "trigger_mode": "multiple"}
     session.change(cards.draw, [session], [tab.cards], **private)
-    tab.cards.pick(pick, [session], [session], **quick)
+    tab.cards.pick(pick, [session], [session, tab.cards], **quick)
     tab.cards.weigh(weigh, [session], [session], **quick)
     key = gr.State("")
     ways: list[tuple[Any, Callable[..., str], Any]] = [
