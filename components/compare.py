@@ -14,7 +14,7 @@ from components.comparison import Comparison
 from components.messages import told
 from components.session import Column, Session, columns
 from components.shelf import shelf
-from components.work import loading
+from components.work import Loading, loading
 from lego import AdapterError
 
 MOST_PROMPTS, PROMPT_LENGTH, MOST_TOKENS, MOST_ROWS = 16, 2000, 512, 96
@@ -174,6 +174,16 @@ def waiting() -> tuple[Any, ...]:
     return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
 
 
+def awaited(coming: Loading) -> str:
+    """How far the base is that a run waits for."""
+    return fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction)
+
+
+def _reached(found: Comparison, most: int) -> str:
+    longest = max(count for row in found.tokens for count in row)
+    return fragments.progress(f"token {longest} of at most {most}", longest / most)
+
+
 @told
 def run(
     session: Session,
@@ -191,21 +201,17 @@ def run(
     wanted = sampling(length, temperature, seed, form)
     coming = loading(session.base)
     for _ in coming.watch():
-        yield (
-            fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction),
-            gr.skip(),
-            None,
-            *_buttons(busy=True),
-        )
+        yield awaited(coming), gr.skip(), None, *_buttons(busy=True)
     found = comparison.begin(session.base, chosen, prompts, settings_of(wanted))
     yield "", comparison.draw(found, marks, running=True), None, *_buttons(busy=True)
     for grid in generate(coming.base(), [column.variant for column in chosen], prompts, wanted):
         found = found.filled(grid)
-        longest = max((count for row in found.tokens for count in row), default=0)
-        line = fragments.progress(
-            f"token {longest} of at most {wanted.max_new_tokens}", longest / wanted.max_new_tokens
+        yield (
+            _reached(found, wanted.max_new_tokens),
+            comparison.draw(found, marks, running=True),
+            found,
+            *_buttons(busy=True),
         )
-        yield line, comparison.draw(found, marks, running=True), found, *_buttons(busy=True)
     done = f"{len(chosen)} variants × {len(prompts)} prompts in {found.seconds:.1f} s"
     yield fragments.subtle(done), comparison.draw(found, marks), found, *_buttons(busy=False)
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from backends.text import Scores, score, tasks
 from components import examples, fragments
-from components.compare import chosen_columns
+from components.compare import awaited, chosen_columns
 from components.messages import told
 from components.session import Column, Session
 from components.shelf import shelf
@@ -74,11 +74,7 @@ def run(session: Session, ids: list[str], names: list[str], rows: float) -> Iter
     count = max(1, min(MOST_SCORED, int(rows)))
     coming = loading(session.base)
     for _ in coming.watch():
-        yield (
-            fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction),
-            gr.skip(),
-            *_buttons(busy=True),
-        )
+        yield awaited(coming), gr.skip(), *_buttons(busy=True)
     done: dict[str, Scores] = {}
     for i, name in enumerate(wanted):
         for state in score(coming.base(), [column.variant for column in chosen], examples.held_out(name)[:count]):
