@@ -114,9 +114,10 @@ def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
     result += [Column(f"lora:{p.key}", entries[p.key].title, Weighting(((p.key, 1.0),)), (p.slot,)) for p in picks]
     if len(picks) > 1:
         total = tuple((pick.key, pick.weight) for pick in picks)
-        mean = tuple((key, weight / len(picks)) for key, weight in total)
         result += [Column("sum", "Exact sum", Weighting(total), slots)]
-        result += [Column("average", "Average", Weighting(mean), slots)]
+        if size := sum(abs(weight) for _, weight in total):
+            mean = tuple((key, weight / size) for key, weight in total)
+            result += [Column("average", "Average", Weighting(mean), slots)]
     result += [Column(f"merge:{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
     result += [Column(f"muted:{m.name}", m.name, Weighting(m.weights, m.units)) for m in session.muted]
     return distinct(result)

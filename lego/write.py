@@ -68,7 +68,20 @@ def fill(folder: Path, adapter: Adapter, tensors: dict[str, torch.Tensor], name:
     (folder / peft.CONFIG).write_text(json.dumps(peft.config_of(adapter), indent=2) + "\n", encoding="utf-8")
     (folder / peft.CARD).write_text(card_of(adapter, name), encoding="utf-8")
     save_file(tensors, folder / peft.WEIGHTS, metadata=metadata)
+    sort_metadata(folder / peft.WEIGHTS)
     (folder / peft.WEIGHTS).chmod(0o644)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: the library writes it in a random one, and equal merges must be equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= length, "the same entries, so never longer"
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 def rounding_error(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> float:

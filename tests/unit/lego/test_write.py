@@ -48,6 +48,14 @@ def test_the_recipe_is_beside_and_inside(tmp_path: Path) -> None:
     assert all(source.sha256 in (folder / "README.md").read_text() for source in recipe.sources)
 
 
+def test_equal_merges_are_equal_files(tmp_path: Path) -> None:
+    """Byte for byte, so that a hash tells whether a merge was repeated; several times, since a random order may agree by chance."""
+    merged = lego.merge(equal_adapters(2), name="é")
+    written = [lego.write_adapter(merged, tmp_path / f"out{i}" / "x") for i in range(8)]
+    assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in written}) == 1
+    assert lego.read_adapter(written[0]).modules == lego.read_adapter(written[1]).modules
+
+
 def test_a_recipe_that_is_none() -> None:
     for text in ("[", "sources: 3", "method: lego"):
         with pytest.raises(AdapterError, match="not a recipe"):
