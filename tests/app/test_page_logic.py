@@ -41,7 +41,7 @@ def test_variants_are_weightings_of_one_pool() -> None:
     assert found["base"] == Weighting(())
     assert found[f"lora:{second}"] == Weighting(((second, 1.0),))
     assert found["sum"] == Weighting(((first, 1.0), (second, 0.5)))
-    assert found["average"] == Weighting(((first, 0.5), (second, 0.25)))
+    assert found["average"] == Weighting(((first, 1 / 1.5), (second, 0.5 / 1.5)))
     assert found[f"merge:{first}"] == Weighting(((first, 1.0),))
     assert found["muted:quiet"].muted == {(first, "m", 3)}
 
