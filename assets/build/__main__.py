@@ -78,8 +78,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def cards(arguments: argparse.Namespace) -> None:
-    """Write README.md of every trained adapter, the overview of all, and the credits of the packages."""
-    from assets.build.cards import card, notice, overview
+    """Write README.md of every trained adapter and the overview of all."""
+    from assets.build.cards import card, overview
     from assets.build.train import SPECS
 
     records = {}
@@ -89,7 +89,6 @@ def cards(arguments: argparse.Namespace) -> None:
             records[name] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
             (folder / "README.md").write_text(card(SPECS[name], TASKS[name], records[name]), encoding="utf-8")
     (TEXT / "README.md").write_text(overview(SPECS, TASKS, records), encoding="utf-8")
-    (TEXT.parent / "NOTICE.part").write_text(notice(), encoding="utf-8")
 
 
 def everything(arguments: argparse.Namespace) -> None:

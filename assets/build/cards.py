@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from assets.build.packages import PACKAGES
 from assets.build.tasks import Task
 from assets.build.train import BASE_MODEL, PAIR, Spec
 
@@ -135,15 +134,3 @@ def overview(specs: Mapping[str, Spec], tasks: Mapping[str, Task], records: Mapp
         rows.append(f"| [{name}](adapters/{name}) | {_about(tasks[name])} | {shape} | {spec.seed} | {shown} | "
                     f"{scores[0]} | {scores[1]} |")  # fmt: skip
     return OVERVIEW.format(base=BASE_MODEL, rows="\n".join(rows), pair=PAIR)
-
-
-def notice() -> str:
-    """The credits of everything the built-in adapters and task rows are made from, as plain text."""
-    lines = [
-        "The adapters in assets/text/adapters and the rows in assets/text/tasks are made from the following works.",
-        "Their licence texts are in assets/text/licences.",
-        "",
-        "- SmolLM2-135M-Instruct, Hugging Face, Apache-2.0: the base model of the adapters (not in this repository).",
-        *(f"- {package.credit}" for package in PACKAGES),
-    ]
-    return "\n".join(lines) + "\n"

