@@ -160,7 +160,7 @@ def module_shapes(base: TextBase | str) -> Shapes:
         base: a loaded one, or the id of one: the built-in needs no file for this, others need their config.json.
 
     Raises:
-        BaseError: when the config cannot be had.
+        AdapterError: when the config cannot be had.
     """
     model = base.model if isinstance(base, TextBase) else _skeleton(normalise(base))
     return {name: (m.in_features, m.out_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}

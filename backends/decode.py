@@ -89,7 +89,6 @@ def decode(
                 raise BaseError("one text alone does not fit into memory", base.info.id, fix) from error
             half = len(alive) // 2
             waiting.extendleft([alive[half:], alive[:half]])
-            del error
         release(base.device)
 
 

@@ -12,16 +12,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def pick() -> tuple[torch.device, torch.dtype]:
-    """The device and the type of the weights: CUDA in bf16, Apple's GPU in fp16, otherwise the CPU in fp32.
+    """The device and the type of the weights: CUDA in bf16 (fp16 where it has none), Apple's GPU in fp16, the CPU in fp32.
 
     ``BRICKYARD_DEVICE`` (``cpu``, ``cuda``, ``mps``) overrides the choice.
     """
     wanted = os.environ.get("BRICKYARD_DEVICE", "")
     if (wanted or "cuda").startswith("cuda") and torch.cuda.is_available():
-        return torch.device(wanted or "cuda"), torch.bfloat16
+        return torch.device(wanted or "cuda"), torch.bfloat16 if has_bf16() else torch.float16
     if wanted in ("", "mps") and torch.backends.mps.is_available():
         return torch.device("mps"), torch.float16
     return torch.device("cpu"), torch.float32
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16 itself (a T4 does not)."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def gpu(duration: int | Callable[..., int] = 60) -> Callable[[Function], Function]:

@@ -24,6 +24,8 @@ from lego import Adapter, AdapterError, read_adapter, write_adapter
 from lego.formats import peft
 
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
+MERGE_BYTES = 4 * 2**30
+"""Merges kept on disk; the oldest make room."""
 MOST_BYTES = 4 * 2**30
 """Larger adapters are not fetched from the hub."""
 
@@ -170,9 +172,22 @@ def add_merge(adapter: Adapter) -> Entry:
             except OSError:
                 if not place.is_dir():  # otherwise someone else has just written the same
                     raise
+    make_room(root, place.parent)
     found = read_adapter(place)
     found.report, found.recipe = adapter.report, adapter.recipe
     return _keep(found, "merge", title=adapter.name)
+
+
+def make_room(root: Path, latest: Path) -> None:
+    """Remove the oldest merges until the rest fits; the latest stays."""
+    sizes = {
+        path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in root.glob("[!.]*")
+    }
+    total = sum(sizes.values())
+    for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
+        if total > MERGE_BYTES and path != latest:
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
 
 
 def entry(key: str) -> Entry:

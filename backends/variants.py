@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from backends import library
 from backends.bases import TextBase
 from backends.errors import BaseError
+from lego import Adapter
 from mole.live import LivePool, Weighting
 
 KEPT = 3
 """Pools kept in memory: the latest. One holds all adapters of a comparison."""
 
+FACTOR_BYTES = 512 * 2**20
+"""Factors of adapters kept in memory, so that a new merge beside known adapters is all that has to be read."""
+
 _pools: OrderedDict[tuple[object, ...], LivePool] = OrderedDict()
+_factors: OrderedDict[str, Adapter] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -39,7 +44,7 @@ def pool_of(base: TextBase, variants: Sequence[Variant]) -> LivePool:
         AdapterError: when the library lacks one of them, or two belong to different bases.
     """
     keys = tuple(sorted({key for variant in variants for key, _ in variant.weighting.adapters}))
-    adapters = {key: library.get(key) for key in keys}
+    adapters = {key: in_memory(key) for key in keys}
     place = (keys, base.device, base.dtype)
     with _lock:
         if place in _pools:
@@ -51,6 +56,25 @@ def pool_of(base: TextBase, variants: Sequence[Variant]) -> LivePool:
         while len(_pools) > KEPT:
             _pools.popitem(last=False)
     return made
+
+
+def in_memory(key: str) -> Adapter:
+    """An adapter of the library with all its factors read; the latest ones are kept.
+
+    Raises:
+        AdapterError: when the library has none, or its file is damaged or has changed.
+    """
+    source = library.get(key)
+    with _lock:
+        if key in _factors:
+            _factors.move_to_end(key)
+            return _factors[key]
+    read = Adapter.from_factors(source.name, {module: source[module] for module in source.modules})
+    with _lock:
+        _factors[key] = read
+        while len(_factors) > 1 and 4 * sum(adapter.parameters for adapter in _factors.values()) > FACTOR_BYTES:
+            _factors.popitem(last=False)
+    return read
 
 
 def encode(base: TextBase, prompt: str, chat: bool = True, system: str | None = None) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from backends import library
 from backends.bases import BaseInfo, TextBase
@@ -60,10 +60,27 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def tiny_base(seed: int = 0) -> TextBase:
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """A model that learns a vector for every position."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(ALPHABET) + 1,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.35,
+        bos_token_id=len(ALPHABET),
+        eos_token_id=len(ALPHABET),
+        pad_token_id=len(ALPHABET),
+    )
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+def tiny_base(seed: int = 0, model: Any = None) -> TextBase:
     """The model as the backends take it."""
     info = BaseInfo("tiny", "tiny", "folder", ready=True)
-    return TextBase(tiny_model(seed), tiny_tokenizer(), info, torch.device("cpu"), torch.float32, Path())
+    return TextBase(model or tiny_model(seed), tiny_tokenizer(), info, torch.device("cpu"), torch.float32, Path())
 
 
 def tiny_tensors(

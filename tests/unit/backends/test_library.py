@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -126,6 +127,16 @@ def test_a_merge_outlives_the_process_and_is_written_once(home: Path, monkeypatc
     assert sorted(path.name for path in (home / "merges").iterdir()) == [entry.key]
     monkeypatch.setattr(library, "_kept", {})
     assert library.entry(entry.key).path == entry.path
+
+
+def test_the_oldest_merges_make_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = library.add_merge(tiny_adapter("m", 1)), library.add_merge(tiny_adapter("m", 2))
+    os.utime(first.path.parent, (1, 1))
+    monkeypatch.setattr(library, "MERGE_BYTES", int(2.5 * sum(file.stat().st_size for file in first.path.iterdir())))
+    third = library.add_merge(tiny_adapter("m", 3))
+    assert {path.name for path in (home / "merges").iterdir()} == {second.key, third.key}
+    with pytest.raises(AdapterError, match="has changed or gone since it was added"):
+        library.get(first.key)
 
 
 def test_a_damaged_merge_leaves_nothing(home: Path) -> None:

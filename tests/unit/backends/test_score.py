@@ -17,7 +17,7 @@ from backends.score import Scores, common_prefix, score
 from backends.variants import Variant
 from lego import AdapterError
 from mole.live import Weighting
-from tests.tiny import merged, tiny_base, tiny_entry
+from tests.tiny import merged, tiny_base, tiny_entry, tiny_gpt2
 
 PROMPTS = ["What is the past of go?", "What is the past of be?", "What is the past of understand?", "What is it?"]
 LENGTHS = [1, 3, 2, 4]
@@ -96,6 +96,13 @@ def test_scores_are_those_of_whole_passes_one_row_at_a_time(
     assert not all(found.hits[0])
     assert found.names == ("base", "first", "both")
     assert (found.finished, found.done, found.total) == (True, 15, 15)
+
+
+def test_positions_are_counted_without_the_padding(rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base(model=tiny_gpt2())
+    found = last(score(base, [Variant("base")], rows))
+    each = [naive(base, Variant("base"), row) for row in rows]
+    assert found.nll[0] == pytest.approx(sum(nll for _, nll, _ in each) / sum(n for _, _, n in each), rel=1e-4)
 
 
 def test_the_shared_beginning_is_run_once_for_each_variant(

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from backends import memory
 from backends.memory import bytes_of_row, out_of_memory, rows_at_once
-from backends.packed import Packed, pack
+from backends.packed import Packed, pack, packed_forward
 from backends.room import ROOM, roomy_cache
 from tests.tiny import tiny_base, tiny_model
 
@@ -85,6 +86,12 @@ def test_packed_weights_give_the_same_logits_and_leave_nothing() -> None:
     assert [set(module.__dict__) for module in model.modules()] == attributes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(model(ids).logits, wanted)
+
+
+def test_packed_layers_keep_their_bias() -> None:
+    layer, x = nn.Linear(16, 24), torch.randn(3, 5, 16)
+    torch.testing.assert_close(packed_forward(layer)(x), layer(x))
+    torch.testing.assert_close(packed_forward(layer)(x[:1, :1]), layer(x[:1, :1]))
 
 
 def test_packed_weights_end_with_an_error_too() -> None:

@@ -21,7 +21,7 @@ from backends.variants import pool_of
 from lego import AdapterError
 from mole.live import Live, Weighting
 from tests.conftest import half_pair, write_peft
-from tests.tiny import END, merged, tiny_base, tiny_entry
+from tests.tiny import END, merged, tiny_base, tiny_entry, tiny_gpt2
 
 PROMPTS = ["Hello", "What is this?", "a", "one two three four five"]
 GREEDY = Sampling(max_new_tokens=20, chat=False)
@@ -241,6 +241,12 @@ def test_bad_requests_are_refused(base: TextBase, variants: list[Variant]) -> No
     base.tokenizer.chat_template = None
     with pytest.raises(BaseError, match="has no chat template"):
         last(generate(base, variants, PROMPTS))
+
+
+def test_positions_are_counted_without_the_padding() -> None:
+    base = tiny_base(model=tiny_gpt2())  # learns a vector for every position, unlike the rotary models
+    grid = last(generate(base, [Variant("base")], PROMPTS, GREEDY))
+    assert list(grid.texts[0]) == [alone(base, Variant("base"), prompt) for prompt in PROMPTS]
 
 
 def test_the_context_limits_the_answer(base: TextBase) -> None:
