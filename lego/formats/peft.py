@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,12 @@ def read(path: Path) -> Adapter:
         raise AdapterError(why, path, "Save it with `model.save_pretrained(folder)` of a current PEFT.")
     modules, keys = read_header(weights, config)
 
+    @cache  # parsing the header anew for each module would take longer than reading the module
+    def file() -> Any:
+        return open_safetensors(weights)
+
     def read_module(module: str) -> Factors:
-        with open_safetensors(weights) as file:
-            down, up = (finite(file.get_tensor(key).float(), f"{weights}, {key}") for key in keys[module])
+        down, up = (finite(file().get_tensor(key).float(), f"{weights}, {key}") for key in keys[module])
         return Factors(down, up, modules[module].scale)
 
     kept = {name: config[name] for name in ("task_type", "fan_in_fan_out") if config.get(name)}
