@@ -19,9 +19,9 @@ app.queue(max_size=64)
 
 
 def main() -> None:
-    """Serve the page; models and projections warm up behind it."""
-    start.warm_up()
+    """Serve the page at once; models and projections warm up behind it."""
     app.launch(
+        prevent_thread_lock=True,
         theme=theme.theme(),
         css=theme.css(),
         allowed_paths=start.allowed_paths(),
@@ -29,6 +29,8 @@ def main() -> None:
         footer_links=["api", "gradio", "settings"],
         ssr_mode=False,
     )
+    start.warm_up()
+    app.block_thread()
 
 
 if __name__ == "__main__":
