@@ -181,10 +181,10 @@ def lines(bench: Bench) -> Iterator[list[str]]:
     alone = {task: bench.score(Point(task, "held_out"))[task] for task in TASKS}
     yield line("each LoRA on its own task", "1", [alone])
     for name in METHODS:
-        yield line(name, "1", bench.runs(name, 1.0))
         best = bench.best_strength(name)
-        if best != 1:
-            yield line(name, f"{best:g} (best)", bench.runs(name, best))
+        yield line(name, "1 (best)" if best == 1 else "1", bench.runs(name, 1.0))
+        if best != 1 and (runs := bench.runs(name, best)):
+            yield line(name, f"{best:g} (best)", runs)
 
 
 def main() -> None:
