@@ -43,6 +43,7 @@ def served(home: Path, log: Path) -> Iterator[str]:
     """The address of a running app; what it prints goes to ``log``."""
     port = free_port()
     environment = {**os.environ, "BRICKYARD_HOME": str(home), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # on two cores the other one is the browser's
     environment.pop("SPACE_ID", None)
     with log.open("wb") as output:
         process = subprocess.Popen(

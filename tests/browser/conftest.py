@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expec
 from tests.serving import fresh_home, served
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
-expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
+expect.set_options(timeout=90_000)  # a busy machine is slow, not wrong
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -89,7 +89,7 @@ def opened(browser: Browser, url: str, watch: Watch) -> Iterator[Any]:
     def open_page(**options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         page = watch.attach(context.new_page())
         page.goto(url)
         page.locator("#unit-map .point").first.wait_for()
