@@ -25,15 +25,23 @@ if TYPE_CHECKING:
 class Factors:
     """One adapted module of one LoRA: the update is ``scale · up @ down``.
 
+    A convolution is flattened: its down (rank, in, kh, kw) becomes (rank, in·kh·kw), its up (out, rank, 1, 1) becomes (out, rank).
+
     Attributes:
         down: A of the papers, (rank, d_in), fp32.
         up: B of the papers, (d_out, rank), fp32.
         scale: s = alpha/r, or alpha/sqrt(r) with rsLoRA.
+        bias: of B, (d_out,), where the LoRA trains one: the module's output gains ``scale · bias``.
+        kernel: (kh, kw) of a convolution; empty for a linear module.
+        embedding: whether it adapts an embedding, whose weight (tokens, d) is the transpose of ``up @ down``.
     """
 
     down: Float[Tensor, "rank d_in"]
     up: Float[Tensor, "d_out rank"]
     scale: float = 1.0
+    bias: Float[Tensor, " d_out"] | None = None
+    kernel: tuple[int, ...] = ()
+    embedding: bool = False
 
     @property
     def rank(self) -> int:
@@ -47,13 +55,21 @@ class Factors:
 
 @dataclass(frozen=True)
 class ModuleSpec:
-    """What the headers tell about one module, without reading a tensor."""
+    """What the headers tell about one module, without reading a tensor; the fields are those of `Factors`."""
 
     rank: int
     d_in: int
     d_out: int
     scale: float
     dtype: str = "F32"
+    bias: bool = False
+    kernel: tuple[int, ...] = ()
+    embedding: bool = False
+
+    @property
+    def form(self) -> tuple[int, int, tuple[int, ...], bool]:
+        """What sources of one merge have to agree in: d_in, d_out, kernel, embedding."""
+        return self.d_in, self.d_out, self.kernel, self.embedding
 
 
 def module_kind(module: str) -> str:
@@ -95,6 +111,7 @@ class Adapter:
         read: returns the factors of a module.
         base_model: the base the adapter was trained on, as its config names it.
         path: the folder it was read from; None for one made in memory.
+        format: of the file it was read from, a key of `lego.formats.FORMATS`; a merge is written in its first source's.
         config: other facts of its format that have to survive a merge (``task_type``, ``fan_in_fan_out``).
         card: front matter of its README.md.
         report, recipe: set on merged adapters.
@@ -106,6 +123,7 @@ class Adapter:
     base_model: str | None = None
     path: Path | None = None
     weights_file: Path | None = None
+    format: str = "peft"
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
     report: MergeReport | None = None
@@ -120,7 +138,8 @@ class Adapter:
     def from_factors(cls, name: str, factors: Mapping[str, Factors], **facts: Any) -> Adapter:
         """An adapter held in memory."""
         specs = {
-            module: ModuleSpec(f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32") for module, f in factors.items()
+            module: ModuleSpec(f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32", f.bias is not None, f.kernel, f.embedding)
+            for module, f in factors.items()
         }
         return cls(name, specs, factors.__getitem__, **facts)
 
