@@ -1,46 +1,142 @@
-"""The rules that TIES and DARE are made of."""
+"""The rules that methods are made of: what is done to each source's tensor, and how the tensors become one.
+
+One table for all: methods that merge factors, whole updates, KnOTS's V parts or the small matrices of Core Space and CtM take their
+rule from `RULES`, so that a rule added there is everywhere.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from lego.units import Pool
+
+RuleName = Literal["sum", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
 Majority = Literal["total", "frequency"]
+Sparsity = Literal["none", "magnitude", "random"]
 Rows = Float[Tensor, "modules rows columns"]
 Stack = Float[Tensor, "sources modules rows columns"]
+Weights = Float[Tensor, "sources modules 1 1"]
+
+# The rules' parameters, as methods declare them.
+ChosenRule = Annotated[RuleName, Field(description="How the sources' matrices become one.")]
+Trimmed = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="Share of entries kept in each matrix; the TIES paper ranks those of all layers together.",
+    ),
+]
+Dropped = Annotated[float, Field(gt=0, le=1, description="Probability with which an entry is kept.")]
+Kept = Annotated[float, Field(gt=0, le=1, description="Share of entries kept, where the rule trims or drops.")]
+Vote = Annotated[Majority, Field(description="Elect signs by summed values (the TIES paper) or by count.")]
+WeightedVote = Annotated[
+    bool,
+    Field(description="Elect after the weights (mergekit) rather than before (PEFT); the TIES paper has no weights."),
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with its parameters.
+
+    Attributes:
+        name: a key of `RULES`.
+        density: share of entries kept, or probability to keep one.
+        majority: elect by the summed values (``total``) or by the count of signs (``frequency``).
+        weighted_vote: whether the weights count in the election.
+    """
+
+    name: RuleName
+    density: float = 1.0
+    majority: Majority = "total"
+    weighted_vote: bool = False
+
+    @property
+    def sparsity(self) -> Sparsity:
+        """What is done to each source first."""
+        return RULES[self.name][0] if self.density < 1 else "none"
+
+    def sparse(self, tensor: Rows, uniform: Callable[..., Rows]) -> Rows:
+        """One source's tensor, trimmed or dropped; ``uniform(rows, columns)`` gives the random numbers."""
+        if self.sparsity == "magnitude":
+            return trim(tensor, self.density)
+        if self.sparsity == "random":
+            return drop_and_rescale(tensor, self.density, uniform(*tensor.shape[1:]))
+        return tensor
+
+    def combine(self, tensors: Stack, weights: Weights) -> Rows:
+        """All sources' tensors as one."""
+        return RULES[self.name][1](self, tensors, weights)
+
+    def merge(self, pool: Pool, tensors: list[Rows], weights: Weights, part: str = "") -> Rows:
+        """Both steps, for one tensor of one shape from each source of the pool; ``part`` names their random streams."""
+        draws = [partial(pool.uniform, stream=f"{part}{source}") for source in pool.present]
+        return self.combine(
+            torch.stack([self.sparse(t, draw) for t, draw in zip(tensors, draws, strict=True)]), weights
+        )
+
+
+def source_weights(pool: Pool) -> Weights:
+    """w_j of each source."""
+    return torch.stack([pool.weight[:, pool.owner == source][:, 0] for source in pool.present])[:, :, None, None]
+
+
+def largest(magnitudes: Float[Tensor, "modules entries"], count: int) -> Float[Tensor, "modules 1"]:
+    """The count-th largest entry of each module; infinite for a count of 0."""
+    if count < 1:
+        return magnitudes.new_full((len(magnitudes), 1), torch.inf)
+    place = magnitudes.shape[1] - count
+    if magnitudes.device.type != "cpu":
+        return magnitudes.kthvalue(place + 1, dim=1, keepdim=True).values
+    # NumPy selects many times faster than torch does on a CPU.
+    return torch.from_numpy(np.partition(magnitudes.numpy(), place, axis=1)[:, place, None].copy())
+
+
+def threshold(tensor: Rows, density: float) -> Float[Tensor, "modules 1 1"]:
+    """The least magnitude that is among the share ``density`` of largest."""
+    flat = tensor.flatten(1).abs()
+    return largest(flat, int(density * flat.shape[1]))[:, :, None]
 
 
 def trim(tensor: Rows, density: float) -> Rows:
-    """Keep the share ``density`` of largest magnitude in each module, zero the rest (TIES, step 1)."""
-    if density >= 1:
-        return tensor
-    flat = tensor.flatten(1)
-    top = flat.abs().topk(int(density * flat.shape[1]), dim=1).indices
-    return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top)).view_as(tensor)
+    """Keep the share ``density`` of largest magnitude in each module, zero the rest (TIES, step 1). Equals are kept together."""
+    return torch.where(tensor.abs() >= threshold(tensor, density), tensor, 0)
 
 
 def drop_and_rescale(tensor: Rows, density: float, uniform: Rows) -> Rows:
     """Keep each entry with probability ``density`` and divide it by that (DARE, arXiv 2311.03099, section 3.2)."""
-    return torch.where(uniform < density, tensor / density, torch.zeros_like(tensor))
+    return torch.where(uniform < density, tensor / density, 0)
 
 
-def weighted_sum(tensors: Stack, weights: Float[Tensor, "sources modules 1 1"]) -> Rows:
+def weighted_sum(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
     """Σ_j w_j T_j (task arithmetic)."""
     return (tensors * weights).sum(0)
 
 
-def disjoint_mean(tensors: Stack, weights: Float[Tensor, "sources modules 1 1"], majority: Majority) -> Rows:
-    """Elect a sign for each entry and average the sources that have it (TIES, arXiv 2306.01708, steps 2 and 3).
-
-    Args:
-        tensors: one for each source.
-        weights: multiplied in after the election, as PEFT does.
-        majority: elect by the summed values (``total``) or by the count of signs (``frequency``).
-    """
-    votes = tensors if majority == "total" else tensors.sign()
+def disjoint_mean(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
+    """Elect a sign for each entry and average the sources that have it (TIES, arXiv 2306.01708, steps 2 and 3)."""
+    weighted = tensors * weights
+    voters = weighted if rule.weighted_vote else tensors
+    votes = voters if rule.majority == "total" else voters.sign()
     elected = torch.where(votes.sum(0) >= 0, 1.0, -1.0)
-    agrees = tensors.sign() == elected
-    return (tensors * weights * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+    agrees = voters.sign() == elected
+    return (weighted * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+
+
+RULES: dict[RuleName, tuple[Sparsity, Callable[[Rule, Stack, Weights], Rows]]] = {
+    "sum": ("none", weighted_sum),
+    "magnitude_prune": ("magnitude", weighted_sum),
+    "ties": ("magnitude", disjoint_mean),
+    "dare_linear": ("random", weighted_sum),
+    "dare_ties": ("random", disjoint_mean),
+}

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated
-
-from pydantic import Field
-from torch import Tensor
-
 from lego.factorwise import factorwise
 from lego.registry import Merged, merge_method
-from lego.rules import Majority, disjoint_mean, drop_and_rescale
+from lego.rules import Dropped, Rule, Vote, WeightedVote
 from lego.units import Pool
 
 
@@ -23,12 +17,9 @@ from lego.units import Pool
 def dare_ties(
     pool: Pool,
     *,
-    density: Annotated[float, Field(gt=0, le=1, description="Probability with which an entry is kept.")] = 0.5,
-    majority: Annotated[Majority, Field(description="Elect signs by summed values or by count.")] = "total",
+    density: Dropped = 0.5,
+    majority: Vote = "total",
+    weighted_vote: WeightedVote = False,
 ) -> Merged:
     """Drop entries of each factor at random and rescale, then elect signs and average, A and B apart as PEFT's `dare_ties` does."""
-
-    def prepare(factor: Tensor, half: str, source: int) -> Tensor:
-        return drop_and_rescale(factor, density, pool.uniform(*factor.shape[1:], stream=f"{half}{source}"))
-
-    return factorwise(pool, partial(disjoint_mean, majority=majority), prepare)
+    return factorwise(pool, Rule("dare_ties", density, majority, weighted_vote))

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated
-
-from pydantic import Field
-from torch import Tensor
-
 from lego.factorwise import factorwise
 from lego.registry import Merged, merge_method
-from lego.rules import Majority, disjoint_mean, trim
+from lego.rules import Rule, Trimmed, Vote, WeightedVote
 from lego.units import Pool
 
 
@@ -22,12 +16,9 @@ from lego.units import Pool
 def ties(
     pool: Pool,
     *,
-    density: Annotated[float, Field(gt=0, le=1, description="Share of entries kept in each factor.")] = 0.5,
-    majority: Annotated[Majority, Field(description="Elect signs by summed values or by count.")] = "total",
+    density: Trimmed = 0.5,
+    majority: Vote = "total",
+    weighted_vote: WeightedVote = False,
 ) -> Merged:
     """Trim each factor, elect a sign for each entry and average the sources that agree, A and B apart as PEFT's `ties` does."""
-
-    def prepare(factor: Tensor, half: str, source: int) -> Tensor:
-        return trim(factor, density)
-
-    return factorwise(pool, partial(disjoint_mean, majority=majority), prepare)
+    return factorwise(pool, Rule("ties", density, majority, weighted_vote))

@@ -13,6 +13,7 @@ from torch import nn
 
 import lego
 from lego import Adapter
+from lego.rules import drop_and_rescale
 from lego.units import pool
 from tests.reference import dense_sum
 
@@ -104,6 +105,7 @@ def test_reading_gives_pefts_own_deltas(name: str, tmp_path: Path) -> None:
         ("svd", "svd", ["equal", "scaled", "mixed"], {"rank": 3}),
         ("ties", "ties", ["equal", "scaled"], {"density": 0.45}),
         ("ties", "ties", ["equal", "scaled"], {"density": 0.7, "majority": "frequency"}),
+        ("magnitude_prune", "magnitude_prune", ["equal", "scaled"], {"density": 0.45}),
     ],
 )
 def test_equals_peft(
@@ -123,10 +125,11 @@ def test_equals_peft(
                 assert relative(merged[module].delta(), dense_sum(adapters, weights, module)) < 1e-5
 
 
-def test_dare_ties_equals_peft_given_the_same_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare_equals_peft_given_the_same_drops(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(SCALED)
     adapters, weights, density = saved(model, tmp_path), [1.0, 0.5, -1.0], 0.6
-    merged = lego.merge(adapters, method="dare_ties", weights=weights, density=density, seed=3)
+    merged = lego.merge(adapters, method=method, weights=weights, density=density, seed=3)
     for module in merged.modules:
         units = pool(adapters, module, weights, seed=3)
         streams = [f"{half}{source}" for half in "AB" for source in range(3)]  # PEFT prunes all A, then all B
@@ -140,7 +143,7 @@ def test_dare_ties_equals_peft_given_the_same_drops(tmp_path: Path, monkeypatch:
         target = model.get_submodule(f"base_model.model.{module}")
         names = [adapter.name for adapter in adapters]
         down, up = model.base_model._generalized_task_arithmetic_weighted_adapter(
-            "dare_ties", names, weights, target, density, "total"
+            method, names, weights, target, density, "total"
         )
         assert relative(merged[module].delta(), (up @ down).detach().double().numpy()) < 1e-5
         assert next(draws, None) is None
@@ -148,8 +151,6 @@ def test_dare_ties_equals_peft_given_the_same_drops(tmp_path: Path, monkeypatch:
 
 def test_drops_keep_the_share_and_the_mean(tmp_path: Path) -> None:
     """Density 0.3: about 30 % of the entries survive, divided by 0.3, so that the mean stays."""
-    from lego.rules import drop_and_rescale
-
     tensor, uniform = torch.ones(1, 300, 300), torch.rand(1, 300, 300, generator=torch.Generator().manual_seed(0))
     dropped = drop_and_rescale(tensor, 0.3, uniform)
     assert float((dropped != 0).float().mean()) == pytest.approx(0.3, abs=0.01)

@@ -13,7 +13,7 @@ from tests.reference import dense_sum
 
 METHODS = sorted(lego.methods())
 # Parameters under which a method loses nothing, where its defaults cut or drop.
-LOSSLESS = {"ties": {"density": 1.0}, "dare_ties": {"density": 1.0}}
+LOSSLESS = {name: {"density": 1.0} for name in ("ties", "dare_ties", "dare_linear", "magnitude_prune")}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -57,12 +57,12 @@ def test_one_minus_itself(method: str) -> None:
     one = make_adapter("one", 5)
     merged = lego.merge([one, one], method=method, weights=[1, -1])
     assert all(torch.isfinite(merged[m].delta()).all() for m in merged.modules)
-    if method in ("sum", "average", "concat", "svd", "linear"):
+    if method in ("sum", "average", "concat", "svd", "linear", "magnitude_prune"):
         assert max(float(merged[m].delta().abs().max()) for m in merged.modules) < 1e-6
 
 
 # DARE draws its drops for each source in turn, so there the order is part of the seed.
-@pytest.mark.parametrize("method", [method for method in METHODS if not method.startswith("dare")])
+@pytest.mark.parametrize("method", [method for method in METHODS if "dare" not in method])
 def test_order_of_the_adapters(method: str) -> None:
     adapters = mixed_adapters()
     merged = lego.merge(adapters, method=method, weights=[1, 2, 3])
