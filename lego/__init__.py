@@ -9,9 +9,10 @@ from lego.adapter import Adapter, Factors, ModuleSpec, module_kind, module_layer
 from lego.errors import AdapterError
 from lego.formats import peft
 from lego.inspect import inspect
-from lego.merge import MergeReport, merge
+from lego.merge import merge
 from lego.recipe import Recipe
 from lego.registry import Method, Parameter, method, methods
+from lego.report import MergeReport
 from lego.write import write_adapter
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from torch import Tensor
 from lego.errors import AdapterError
 
 if TYPE_CHECKING:
-    from lego.merge import MergeReport
     from lego.recipe import Recipe
+    from lego.report import MergeReport
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Factors:
     def rank(self) -> int:
         """Number of units (rows of A)."""
         return self.down.shape[0]
+
+    def folded(self) -> Factors:
+        """The same update with the scale folded into both halves, its sign into ``up``; scale 1."""
+        if self.scale == 1:
+            return self
+        root = abs(self.scale) ** 0.5
+        bias = None if self.bias is None else self.bias * self.scale
+        return replace(
+            self, down=self.down * root, up=self.up * (root if self.scale > 0 else -root), scale=1.0, bias=bias
+        )
 
     def delta(self) -> Float[Tensor, "d_out d_in"]:
         """The dense update s·B·A. For tests and small modules: nothing in this package needs it."""
@@ -110,7 +120,9 @@ class Adapter:
         modules: what the headers tell about each module, in natural order.
         read: returns the factors of a module.
         base_model: the base the adapter was trained on, as its config names it.
-        path: the folder it was read from; None for one made in memory.
+        path: the folder or file it was read from; None for one made in memory.
+        weights_file: the file with its weights.
+        origin: hub id and commit (``owner/name@commit``) of one that came from the hub.
         format: of the file it was read from, a key of `lego.formats.FORMATS`; a merge is written in its first source's.
         config: other facts of its format that have to survive a merge (``task_type``, ``fan_in_fan_out``).
         card: front matter of its README.md.
@@ -123,6 +135,7 @@ class Adapter:
     base_model: str | None = None
     path: Path | None = None
     weights_file: Path | None = None
+    origin: str | None = None
     format: str = "peft"
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +151,9 @@ class Adapter:
     def from_factors(cls, name: str, factors: Mapping[str, Factors], **facts: Any) -> Adapter:
         """An adapter held in memory."""
         specs = {
-            module: ModuleSpec(f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32", f.bias is not None, f.kernel, f.embedding)
+            module: ModuleSpec(
+                f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32", f.bias is not None, f.kernel, f.embedding
+            )
             for module, f in factors.items()
         }
         return cls(name, specs, factors.__getitem__, **facts)

@@ -61,22 +61,47 @@ def ratio(above: Tensor, below: Tensor, both_zero: float = 0.0) -> Tensor:
     return torch.where(below > 0, above / below.clamp_min(1e-300), at_zero)
 
 
+# Inner products of rows of A and of columns of B.
+Products = tuple[Float[Tensor, "modules k l"], Float[Tensor, "modules k l"]]
+
+# Where sums of products cancel below this share of their terms, fp32 has too few digits left.
+CANCELS = 1e-3
+
+
 def compare(
     down: Float[Tensor, "modules k d_in"],
     up: Float[Tensor, "modules d_out k"],
     target_down: Float[Tensor, "modules units d_in"],
     target_up: Float[Tensor, "modules d_out units"],
+    target: Products | None = None,
 ) -> Fidelity:
     """Measure ``up @ down`` against ``target_up @ target_down``.
 
-    With U = [up, target_up] and V = [down; −target_down] the difference is U V and ‖U V‖_F² = Σ (UᵀU) ∘ (V Vᵀ). In fp64, since
-    small differences of large numbers are what is asked for.
+    With U = [up, target_up] and V = [down; −target_down] the difference is U V, and ‖U V‖_F² = Σ (UᵀU) ∘ (V Vᵀ): inner products are
+    enough. In fp32, and again in fp64 for the modules where small differences of large numbers are asked for.
+
+    Args:
+        down, up: the merged factors.
+        target_down, target_up: the factors of D.
+        target: D's own products, where they are known already.
     """
-    k = down.shape[1]
-    units = torch.cat([down, target_down], 1).double(), torch.cat([up, target_up], 2).double()
-    products = (units[0] @ units[0].mT) * (units[1].mT @ units[1])  # (M, k + units, k + units)
-    merged, inner, target = products[:, :k, :k], products[:, :k, k:], products[:, k:, k:]
-    sums = [part.sum(dim=(1, 2)).clamp_min(0) for part in (merged, target)]
-    between = inner.sum(dim=(1, 2))
-    error = (sums[0] + sums[1] - 2 * between).clamp_min(0)
-    return Fidelity(sums[0], sums[1], between, error)
+    merged, inner = (down @ down.mT, up.mT @ up), (down @ target_down.mT, up.mT @ target_up)
+    found, sure = sums(merged, inner, target or (target_down @ target_down.mT, target_up.mT @ target_up))
+    for row in (~sure).nonzero()[:, 0].tolist():
+        a, b, c, d = (tensor[row : row + 1].double() for tensor in (down, up, target_down, target_up))
+        exact, _ = sums((a @ a.mT, b.mT @ b), (a @ c.mT, b.mT @ d), (c @ c.mT, d.mT @ d))
+        for name in Fidelity.__dataclass_fields__:
+            getattr(found, name)[row] = getattr(exact, name)[0]
+    return found
+
+
+def sums(merged: Products, inner: Products, target: Products) -> tuple[Fidelity, Tensor]:
+    """`Fidelity` from products of downs and of ups, on the CPU, and for which modules nothing cancelled, (M,)."""
+    terms = [(a.double() * b.double()).cpu() for a, b in (merged, inner, target)]
+    whole, between, exact = (term.sum(dim=(1, 2)) for term in terms)
+    whole, exact = whole.clamp_min(0), exact.clamp_min(0)
+    error = (whole + exact - 2 * between).clamp_min(0)
+    size_merged, size_target = terms[0].abs().sum(dim=(1, 2)), terms[2].abs().sum(dim=(1, 2))
+    kept = (exact > CANCELS * size_target) & (error > CANCELS * (size_merged + size_target))
+    sure = kept & ((whole > CANCELS * size_merged) | (size_merged == 0))
+    return Fidelity(whole, exact, between, error), sure

@@ -136,7 +136,7 @@ def unit_map(
         AdapterError: when the modules' units have different lengths, or there are none.
     """
     wanted = resolve(adapters, modules) if isinstance(modules, str) else list(modules)
-    shapes = {signature(adapters, weights or [1.0] * len(adapters), module)[:2] for module in wanted}
+    shapes = {signature(adapters, weights or [1.0] * len(adapters), module)[0][:2] for module in wanted}
     if len(shapes) > 1:
         told = ", ".join(f"{d_in} → {d_out}" for d_in, d_out in sorted(shapes))
         raise AdapterError(

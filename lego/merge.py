@@ -3,109 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
-from lego.adapter import Adapter, Factors, finite, natural_order
+from lego.adapter import Adapter, Factors, ModuleSpec, finite
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity, compare
 from lego.recipe import Recipe, Source
-from lego.registry import Method
 from lego.registry import method as find_method
-from lego.units import Pool, check_weights, module_names, pools
+from lego.report import MergeReport, SourceReport, module_reports, source_norms, warnings_of
+from lego.units import module_names, pools, signature
+from lego.weights import Weight, check_weights, weight_at
 
 VERSION = "0.1.0"
 
-
-class SourceReport(BaseModel):
-    """One source of a merge: ‖s B A‖_F over all its modules is its norm, before its weight."""
-
-    name: str
-    sha256: str
-    weight: float
-    ranks: list[int]
-    modules: int
-    norm: float
-
-
-class ModuleReport(BaseModel):
-    """What became of one module."""
-
-    module: str
-    units: int
-    rank: int
-    relative_error: float
-    norm_ratio: float
-    cosine: float
-
-
-class MergeReport(BaseModel):
-    """What a merge did. Norms and fidelity are against the exact sum D of the weighted sources, over all modules together."""
-
-    name: str
-    method: str
-    parameters: dict[str, Any]
-    seed: int
-    sources: list[SourceReport]
-    modules: int
-    rank_min: int
-    rank_max: int
-    norm_before: float
-    norm_after: float
-    relative_error: float
-    norm_ratio: float
-    cosine: float
-    seconds: float
-    export_error: float | None = None
-    warnings: list[str]
-    per_module: list[ModuleReport]
-
-    def text(self) -> str:
-        """The report for a terminal, without the modules' own lines."""
-        ranks = f"{self.rank_min}" if self.rank_min == self.rank_max else f"{self.rank_min}–{self.rank_max}"
-        given = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
-        lines = [f"{self.method} ({given}), seed {self.seed}"]
-        lines += [
-            f"  {s.weight:+g} × {s.name}  rank {spread(s.ranks)}, {s.modules} modules, norm {s.norm:.4g}"
-            for s in self.sources
-        ]
-        lines += [
-            f"  → {self.name}: {self.modules} modules, rank {ranks}, {self.seconds:.2f} s",
-            f"  against the exact sum: relative error {self.relative_error:.4g}, norm ratio {self.norm_ratio:.4g}, "
-            f"cosine {self.cosine:.4g}",
-            f"  norm {self.norm_before:.4g} → {self.norm_after:.4g}",
-        ]
-        if self.export_error is not None:
-            lines.append(f"  rounding on export: relative error {self.export_error:.2g}")
-        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
-
-
-def spread(ranks: Sequence[int]) -> str:
-    """``8`` or ``4–16``."""
-    return f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)}–{max(ranks)}"
+# Told (modules done, modules in all) after each group; may raise to stop the merge.
+Progress = Callable[[int, int], None]
 
 
 def merge(
     adapters: Sequence[Adapter],
     *,
     method: str = "lego",
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Weight] | None = None,
     seed: int = 0,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
     **parameters: Any,
 ) -> Adapter:
-    """Merge adapters into one, in memory.
+    """Merge adapters into one, in memory. `merge_into` does the same from files to files without holding more than a few modules.
 
     Args:
         adapters: the sources; any mix of ranks, scales and target modules, of one base. The first names it.
         method: one of `lego.methods()`.
-        weights: w_j, negative ones too; 1 each unless given.
+        weights: w_j, a number or numbers by patterns on module names (see `lego.weights`), negative ones too; 1 each unless given.
         seed: of everything random.
         name: of the merged adapter.
+        device: where it is computed.
         progress: called with (modules done, modules in all) after each group; may raise to stop the merge.
         **parameters: of the method; see ``lego.methods()[method].parameters``.
 
@@ -115,53 +52,181 @@ def merge(
     Raises:
         AdapterError: for parameters, weights or adapters that cannot be used together.
     """
-    start, chosen = time.perf_counter(), find_method(method)
-    values, found = chosen.validate(parameters), check_weights(adapters, weights)
-    config, base = shared_config(adapters), next((a.base_model for a in adapters if a.base_model), None)
-    name = name or f"{method}-" + "-".join(adapter.name for adapter in adapters)
+    merging = Merging(adapters, method, weights, seed, name, device, parameters)
+    factors = dict(merging.run(progress))
+    facts = {"base_model": merging.base_model, "config": merging.config, "format": adapters[0].format}
+    return Adapter.from_factors(merging.name, factors, recipe=merging.recipe(), report=merging.report(), **facts)
 
-    merged: dict[str, Factors] = {}
-    parts: list[Fidelity] = []
-    units: dict[str, int] = {}
-    norms = torch.zeros(len(adapters), dtype=torch.float64)
-    total = len(module_names(adapters, found))
-    for pool in pools(adapters, found, seed):
-        down, up = chosen(pool, **values)
-        for module, a, b in zip(pool.modules, down, up, strict=True):
-            merged[module] = Factors(finite(a, f"{name}, {module}"), finite(b, f"{name}, {module}"))
-            units[module] = pool.units
-        parts.append(compare(down, up, pool.down, pool.up))
-        norms += source_norms(pool, found)
-        if progress:
-            progress(len(merged), total)
 
-    fidelity = Fidelity.joined(parts)
-    result = Adapter.from_factors(name, merged, base_model=base, config=config)
-    result.recipe = recipe_of(adapters, found, method, values, seed, base)
-    sources = [
-        SourceReport(name=a.name, sha256=a.sha256, weight=w, ranks=list(a.ranks), modules=len(a.modules), norm=norm)
-        for a, w, norm in zip(adapters, found, norms.sqrt().tolist(), strict=True)
-    ]
-    every = fidelity.total()
-    result.report = MergeReport(
-        name=name,
-        method=method,
-        parameters=values,
-        seed=seed,
-        sources=sources,
-        modules=len(merged),
-        rank_min=result.ranks[0],
-        rank_max=result.ranks[-1],
-        norm_before=float(every.target.sqrt()),
-        norm_after=float(every.merged.sqrt()),
-        relative_error=float(every.relative_error),
-        norm_ratio=float(every.norm_ratio),
-        cosine=float(every.cosine),
-        seconds=time.perf_counter() - start,
-        warnings=warnings_of(adapters, found, every, chosen),
-        per_module=module_reports(merged, units, fidelity),
-    )
-    return result
+class Merging:
+    """A merge under way: `run` gives the merged factors module by module; the report is there when it has ended.
+
+    Args:
+        as `merge`.
+
+    Raises:
+        AdapterError: for parameters, weights or adapters that cannot be used together.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        method: str = "lego",
+        weights: Sequence[Weight] | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        device: torch.device | str = "cpu",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.start = time.perf_counter()
+        self.method, self.seed = find_method(method), seed
+        self.parameters = self.method.validate(parameters or {})
+        self.adapters, self.weights = list(adapters), check_weights(adapters, weights)
+        self.device = check_device(device)
+        self.modules = module_names(adapters, self.weights)
+        self.name = name or f"{method}-" + "-".join(adapter.name for adapter in adapters)
+        self.base_model = next((a.base_model for a in adapters if a.base_model), None)
+        self.config = shared_config(adapters)
+        self.fidelity: list[Fidelity] = []
+        self.lines: list[tuple[str, int, int]] = []  # module, units, merged rank
+        self.norms = torch.zeros(len(self.adapters), dtype=torch.float64)
+
+    def largest(self) -> dict[str, ModuleSpec]:
+        """What the merged modules will be at most: their ranks may come out lower."""
+        found = {}
+        for module in self.modules:
+            form, ranks = signature(self.adapters, self.weights, module)
+            bias = any(a.modules[module].bias for a in self.adapters if module in a.modules)
+            found[module] = ModuleSpec(sum(ranks), form[0], form[1], 1.0, "F32", bias, *form[2:])
+        return found
+
+    def run(self, progress: Progress | None = None) -> Iterator[tuple[str, Factors]]:
+        """The merged modules, group by group.
+
+        Raises:
+            AdapterError: when a source's or the merge's values are not finite.
+        """
+        for pool in pools(self.adapters, self.weights, self.seed, device=self.device):
+            down, up = self.method(pool, **self.parameters)
+            self.fidelity.append(compare(down, up, pool.down, pool.up, (pool.gram_down, pool.gram_up)))
+            self.norms += source_norms(pool, len(self.adapters))
+            for module, a, b in zip(pool.modules, down.cpu(), up.cpu(), strict=True):
+                factors = self.factors(module, a, b)
+                self.lines.append((module, pool.units, factors.rank))
+                yield module, factors
+            if progress:
+                progress(len(self.lines), len(self.modules))
+
+    def factors(self, module: str, down: torch.Tensor, up: torch.Tensor) -> Factors:
+        """One merged module without the units that are exactly zero (at least one is kept), with its form and bias."""
+        peaks = torch.stack([down.abs().amax(1), up.abs().amax(0)])
+        if not bool(torch.isfinite(peaks).all()):
+            finite_sources(self.adapters, module)
+            raise AdapterError(
+                "the merge is not finite", f"{self.name}, {module}", "Use a smaller strength or weights."
+            )
+        kept = (peaks > 0).all(0)
+        if not bool(kept.all()):
+            kept[0] |= not bool(kept.any())
+            down, up = down[kept], up[:, kept]
+        kernel, embedding = next(a.modules[module].form[2:] for a in self.adapters if module in a.modules)
+        return Factors(down, up, 1.0, self.bias(module), kernel, embedding)
+
+    def bias(self, module: str) -> torch.Tensor | None:
+        """Σ_j w_j s_j b_j whatever the method: a bias has no rank to reduce. With the strength; normalised where the method is."""
+        found, total = None, 0.0
+        for adapter, weight in zip(self.adapters, self.weights, strict=True):
+            w = weight_at(weight, module)
+            total += abs(w)
+            if w and module in adapter.modules and adapter.modules[module].bias:
+                factors = adapter[module]
+                assert factors.bias is not None
+                own = w * factors.scale * factors.bias
+                found = own if found is None else found + own
+        if found is None:
+            return None
+        return found * self.parameters["strength"] / (total if self.method.normalised else 1)
+
+    def recipe(self, hashes: Sequence[str] | None = None) -> Recipe:
+        """The merge as data; ``hashes`` of the sources where others than the real ones are wanted."""
+        sources = [
+            Source(name=a.name, **place_of(a), sha256=hashes[j] if hashes else a.sha256, weight=self.weights[j])
+            for j, a in enumerate(self.adapters)
+        ]
+        return Recipe(
+            brickyard=VERSION,
+            base_model=self.base_model,
+            sources=sources,
+            method=self.method.name,
+            parameters=self.parameters,
+            seed=self.seed,
+        )
+
+    def report(self) -> MergeReport:
+        """What was done, once all modules are."""
+        fidelity = Fidelity.joined(self.fidelity)
+        every = fidelity.total()
+        norms = self.norms.sqrt().tolist()
+        ranks = [rank for _, _, rank in self.lines]
+        return MergeReport(
+            name=self.name,
+            method=self.method.name,
+            parameters=self.parameters,
+            seed=self.seed,
+            sources=[
+                SourceReport(
+                    name=a.name, sha256=a.sha256, weight=w, ranks=list(a.ranks), modules=len(a.modules), norm=n
+                )
+                for a, w, n in zip(self.adapters, self.weights, norms, strict=True)
+            ],
+            modules=len(self.lines),
+            rank_min=min(ranks),
+            rank_max=max(ranks),
+            norm_before=float(every.target.sqrt()),
+            norm_after=float(every.merged.sqrt()),
+            relative_error=float(every.relative_error),
+            norm_ratio=float(every.norm_ratio),
+            cosine=float(every.cosine),
+            seconds=time.perf_counter() - self.start,
+            warnings=warnings_of(self.adapters, self.weights, every, self.method),
+            per_module=module_reports(self.lines, fidelity),
+        )
+
+
+def place_of(adapter: Adapter) -> dict[str, str]:
+    """Where a source is to be found again: a hub id at a commit, or a path."""
+    if adapter.origin:
+        hub, _, commit = adapter.origin.partition("@")
+        return {"hub": hub, "revision": commit}
+    return {"path": str(adapter.path)} if adapter.path else {}
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        AdapterError: when torch does not know it or the machine has none.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise AdapterError(
+            f"there is no device {str(device)!r} here", None, "Use cpu, or cuda on a machine with a GPU."
+        ) from error
+    return found
+
+
+def finite_sources(adapters: Sequence[Adapter], module: str) -> None:
+    """Find the source whose values are not finite.
+
+    Raises:
+        AdapterError: naming it.
+    """
+    for adapter in adapters:
+        if module in adapter.modules:
+            for half, tensor in (("down", adapter[module].down), ("up", adapter[module].up)):
+                finite(tensor, f"{adapter.path or adapter.name}, {module}, {half}")
 
 
 def shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
@@ -176,64 +241,3 @@ def shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
             if shared.setdefault(key, value) != value:
                 raise AdapterError(f"has {key}={value!r}, another source {shared[key]!r}", adapter.name)
     return shared
-
-
-def source_norms(pool: Pool, weights: Sequence[float]) -> torch.Tensor:
-    """Σ over the pool's modules of ‖s_j B_j A_j‖_F², (sources,), fp64."""
-    norms = torch.zeros(len(weights), dtype=torch.float64)
-    for source in pool.present:
-        own = pool.owner == source
-        down, up = pool.down[:, own].double(), pool.up[:, :, own].double()
-        norms[source] = ((down @ down.mT) * (up.mT @ up)).sum() / weights[source] ** 2
-    return norms
-
-
-def recipe_of(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float],
-    method: str,
-    values: dict[str, Any],
-    seed: int,
-    base: str | None,
-) -> Recipe:
-    """The merge as data."""
-    sources = [
-        Source(name=a.name, path=str(a.path) if a.path else None, sha256=a.sha256, weight=w)
-        for a, w in zip(adapters, weights, strict=True)
-    ]
-    return Recipe(brickyard=VERSION, base_model=base, sources=sources, method=method, parameters=values, seed=seed)
-
-
-def module_reports(merged: dict[str, Factors], units: dict[str, int], fidelity: Fidelity) -> list[ModuleReport]:
-    """One line a module, in natural order."""
-    measures = torch.stack([fidelity.relative_error, fidelity.norm_ratio, fidelity.cosine], 1).tolist()
-    lines = {
-        module: ModuleReport(
-            module=module, units=units[module], rank=factors.rank, relative_error=error, norm_ratio=ratio, cosine=cosine
-        )
-        for (module, factors), (error, ratio, cosine) in zip(merged.items(), measures, strict=True)
-    }
-    return [lines[module] for module in sorted(merged, key=natural_order)]
-
-
-def warnings_of(adapters: Sequence[Adapter], weights: Sequence[float], every: Fidelity, method: Method) -> list[str]:
-    """What the maker of a merge should know and would not see."""
-    found = []
-    used = [adapter for adapter, weight in zip(adapters, weights, strict=True) if weight]
-    if idle := [adapter.name for adapter, weight in zip(adapters, weights, strict=True) if not weight]:
-        found.append(f"weight 0, so not in the merge: {', '.join(idle)}")
-    if len(bases := dict.fromkeys(adapter.base_model for adapter in used if adapter.base_model)) > 1:
-        found.append(
-            f"the sources name different bases ({', '.join(bases)}): merge them only if these hold the same weights"
-        )
-    sets = {frozenset(adapter.modules) for adapter in used}
-    if len(sets) > 1:
-        found.append("the adapters adapt different modules; a module is merged from those that adapt it")
-    if len({adapter.ranks for adapter in used}) > 1 and not method.unit_invariant:
-        found.append("the ranks differ, so the smaller factors were padded with zero units; PEFT refuses this")
-    ratio = float(every.norm_ratio)
-    if not 0.5 <= ratio <= 2 and method.name != "average":
-        found.append(f"the merged update is {ratio:.2g} times as strong as the exact sum: adjust strength")
-    if float(every.relative_error) > 0.7 and not method.unit_invariant:
-        found.append("merging A and B apart adds cross terms: this is far from the sum of the adapters")
-    return found

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lego.errors import AdapterError
 from lego.units import Pool
@@ -26,21 +28,26 @@ Merged = tuple[Float[Tensor, "modules k d_in"], Float[Tensor, "modules d_out k"]
 
 
 def check_rank(value: int | str) -> int | str:
-    """Accept 16, "16", "2r", "0.5r", "r" or "all"."""
+    """Accept 16, "16", "2r", "0.5r", "r", "95%" or "all"."""
     text = str(value).strip().lower()
-    number = text.removesuffix("r") or "1"
+    number = text.rstrip("r%") or "1"
     if text == "all":
         return text
     try:
-        positive = 0 < float(number) < 1e6
+        fits = 0 < float(number) <= (100 if text.endswith("%") else 1e6)
     except ValueError:
-        positive = False
-    if not positive or (not text.endswith("r") and not float(number).is_integer()):
-        raise ValueError("give a number of units such as 16, a multiple of the sources' rank such as 2r, or all")
-    return text if text.endswith("r") else int(float(number))
+        fits = False
+    if not fits or text not in (number, f"{number}r", f"{number}%", "r"):
+        fits = False
+    if not fits or (text == number and not float(number).is_integer()):
+        raise ValueError(
+            "give a number of units such as 16, a multiple of the sources' rank such as 2r, a kept energy such as 95%, or all"
+        )
+    return int(float(number)) if text == number else text
 
 
-# A rank: a number, a multiple of the sources' rank ("2r"), or "all" for as many as the sources have together.
+# A rank: a number, a multiple of the sources' rank ("2r"), the least that keeps a share of each module's energy ("95%"), or "all"
+# for as many as the sources have together.
 Rank = Annotated[int | str, AfterValidator(check_rank)]
 
 
@@ -48,7 +55,7 @@ def resolve_rank(rank: int | str, pool: Pool, reference: str = "mean") -> int:
     """A `Rank` as a number for this pool, at least 1 and at most the number of units.
 
     Args:
-        rank: as `check_rank` accepts it.
+        rank: as `check_rank` accepts it, but no energy: `Method` has turned that into a number for each module.
         pool: gives r and the upper limit.
         reference: what r means when the sources' ranks differ: their ``mean``, ``max`` or ``min``.
     """
@@ -105,6 +112,7 @@ class Method:
         random: whether the seed matters.
         unit_invariant: whether the result ignores the order of the units inside each adapter. Methods that combine A with A and
             B with B do not, although that order means nothing.
+        normalised: whether the weights are divided by Σ_j |w_j|.
         schema: pydantic model of the parameters.
     """
 
@@ -116,6 +124,7 @@ class Method:
     equations: str
     random: bool
     unit_invariant: bool
+    normalised: bool
     schema: type[Common] = field(repr=False)
 
     @property
@@ -146,8 +155,24 @@ class Method:
     def __call__(self, pool: Pool, **parameters: Any) -> Merged:
         """The merged factors of one pool, strength included; parameters as `validate` returns them."""
         own = {name: value for name, value in parameters.items() if name not in Common.model_fields}
-        down, up = self.function(pool, **own)
+        energy = [(name, float(value[:-1]) / 100) for name, value in own.items() if str(value).endswith("%")]
+        down, up = self.by_energy(pool, *energy[0], own) if energy else self.function(pool, **own)
         return down, up * parameters.get("strength", 1.0)
+
+    def by_energy(self, pool: Pool, name: str, share: float, own: dict[str, Any]) -> Merged:
+        """Run modules of equal rank together, where the rank is the least that keeps a share of the energy of D."""
+        ranks = pool.core.keeping(share)
+        downs: list[Tensor] = [pool.down] * len(ranks)
+        ups: list[Tensor] = [pool.up] * len(ranks)
+        for rank in set(ranks):
+            rows = [row for row, found in enumerate(ranks) if found == rank]
+            for row, down, up in zip(rows, *self.function(pool.rows(rows), **{**own, name: rank}), strict=True):
+                downs[row], ups[row] = down, up
+        most = max(len(down) for down in downs)
+        padded = [
+            (pad(d, (0, 0, 0, most - len(d))), pad(u, (0, most - len(d)))) for d, u in zip(downs, ups, strict=True)
+        ]
+        return torch.stack([down for down, _ in padded]), torch.stack([up for _, up in padded])
 
 
 def describe(name: str, schema: type[Common]) -> Parameter:
@@ -167,7 +192,13 @@ REGISTRY: dict[str, Method] = {}
 
 
 def merge_method(
-    *, title: str, equations: str, paper: str | None = None, random: bool = False, unit_invariant: bool = False
+    *,
+    title: str,
+    equations: str,
+    paper: str | None = None,
+    random: bool = False,
+    unit_invariant: bool = False,
+    normalised: bool = False,
 ) -> Callable[[Callable[..., Merged]], Callable[..., Merged]]:
     """Register a function as the merge method of its own name. Its keyword-only arguments are its parameters."""
 
@@ -178,7 +209,8 @@ def merge_method(
         fields: dict[str, Any] = {p.name: (hints[p.name], p.default) for p in keywords}
         schema = create_model(f"{name}_parameters", __base__=Common, **fields)
         summary = doc.split("\n\n")[0].replace("\n", " ")
-        REGISTRY[name] = Method(name, title, summary, function, paper, equations, random, unit_invariant, schema)
+        facts = (title, summary, function, paper, equations, random, unit_invariant, normalised)
+        REGISTRY[name] = Method(name, *facts, schema)
         return function
 
     return register

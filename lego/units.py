@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lego.adapter import Adapter, natural_order
+from lego.adapter import Adapter, ModuleSpec, natural_order
 from lego.errors import AdapterError
+from lego.lowrank import Core, core_of
+from lego.weights import Weight, check_weights, weight_at
 
 # Weights of one group of modules in memory at a time, in bytes of fp32.
-GROUP_BYTES = 64 * 2**20
+GROUP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,31 @@ class Pool:
         modules: the M modules' names.
         down: rows of A, (M, units, d_in), fp32.
         up: columns of B, (M, d_out, units), fp32.
-        coefficient: w_j s_j of each unit, (M, units).
+        weight: w_j of each unit, (M, units).
+        scale: s_j of each unit, (M, units).
         owner: which source a unit comes from, (units,).
-        total_weight: Σ_j |w_j| over all sources of the merge, also those that do not adapt these modules.
+        total_weight: Σ_j |w_j| over all sources of the merge, also those that do not adapt these modules, (M,).
         seed: of the merge.
     """
 
     modules: tuple[str, ...]
     down: Float[Tensor, "modules units d_in"]
     up: Float[Tensor, "modules d_out units"]
-    coefficient: Float[Tensor, "modules units"]
+    weight: Float[Tensor, "modules units"]
+    scale: Float[Tensor, "modules units"]
     owner: Int[Tensor, " units"]
-    total_weight: float
+    total_weight: Float[Tensor, " modules"]
     seed: int = 0
 
     @property
     def units(self) -> int:
         """|Φ|, the number of units in one module."""
         return self.down.shape[1]
+
+    @property
+    def coefficient(self) -> Float[Tensor, "modules units"]:
+        """w_j s_j of each unit."""
+        return self.weight * self.scale
 
     @property
     def present(self) -> list[int]:
@@ -62,9 +71,29 @@ class Pool:
         return [int((self.owner == source).sum()) for source in self.present]
 
     @cached_property
+    def gram_down(self) -> Float[Tensor, "modules units units"]:
+        """A Aᵀ."""
+        return self.down @ self.down.mT
+
+    @cached_property
+    def gram_up(self) -> Float[Tensor, "modules units units"]:
+        """Bᵀ B."""
+        return self.up.mT @ self.up
+
+    @cached_property
     def gram(self) -> Float[Tensor, "modules units units"]:
         """Inner products of the units, A Aᵀ + Bᵀ B: all that k-means and PCA need to know of them."""
-        return self.down @ self.down.mT + self.up.mT @ self.up
+        return self.gram_down + self.gram_up
+
+    @cached_property
+    def core(self) -> Core:
+        """Singular values of D and the small matrices that turn units into its singular vectors."""
+        return core_of(self.down, self.up)
+
+    def rows(self, rows: list[int]) -> Pool:
+        """The pool of some of the modules."""
+        part = {name: getattr(self, name)[rows] for name in ("down", "up", "weight", "scale", "total_weight")}
+        return replace(self, modules=tuple(self.modules[row] for row in rows), **part)
 
     def uniform(self, *shape: int, stream: object = 0) -> Float[Tensor, "modules *shape"]:
         """Random numbers in [0, 1), the same for a module whatever else is merged beside it.
@@ -81,56 +110,52 @@ class Pool:
         return draws.to(self.down.device)
 
 
-def check_weights(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
-    """One finite weight for each adapter, 1 when none are given.
-
-    Raises:
-        AdapterError: for no adapter, a wrong number of weights, one that is not finite, or all zero.
-    """
-    if not adapters:
-        raise AdapterError("no adapter given", None, "Pick at least one.")
-    found = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
-    if len(found) != len(adapters):
-        raise AdapterError(f"{len(found)} weights for {len(adapters)} adapters", None, "Give one weight for each.")
-    if not all(abs(weight) < float("inf") for weight in found):
-        raise AdapterError(f"weights must be finite numbers, not {found}")
-    if not any(found):
-        raise AdapterError("all weights are 0, so there is nothing to merge")
-    return found
-
-
 def pool(
-    adapters: Sequence[Adapter], modules: str | Sequence[str], weights: Sequence[float] | None = None, seed: int = 0
+    adapters: Sequence[Adapter],
+    modules: str | Sequence[str],
+    weights: Sequence[Weight] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Pool:
     """The pool of modules of one shape.
 
-    A source of weight 0 has no units in the pool, so that it cannot shape a merge.
+    A source has no units in the pool where its weight is 0, so that it cannot shape a merge.
 
     Args:
         adapters: the sources.
-        modules: one module's name, or several that have the same shape and ranks in every source.
-        weights: w_j, 1 unless given.
+        modules: names of modules that agree in shape and in each source's rank.
+        weights: w_j, one for each source, 1 each unless given.
         seed: for what draws random numbers later.
+        device: where the pool's tensors lie.
 
     Raises:
-        AdapterError: when no source adapts the modules or their shapes disagree between sources.
+        AdapterError: when no source adapts the modules, their shapes disagree between sources, or a value is not finite.
     """
     modules = (modules,) if isinstance(modules, str) else tuple(modules)
     found = check_weights(adapters, weights)
     signatures = {signature(adapters, found, module) for module in modules}
     if len(signatures) > 1:
         raise AdapterError("modules of different shapes or ranks cannot share a pool", ", ".join(modules[:2]))
-    downs, ups, coefficients = [], [], []
-    present = [j for j, adapter in enumerate(adapters) if found[j] and modules[0] in adapter.modules]
-    for module in modules:
-        parts = [adapters[j][module] for j in present]
-        scales = [found[j] * part.scale for j, part in zip(present, parts, strict=True)]
-        downs.append(torch.cat([part.down * abs(c) ** 0.5 for part, c in zip(parts, scales, strict=True)]))
-        ups.append(torch.cat([part.up * signed_root(c) for part, c in zip(parts, scales, strict=True)], dim=1))
-        coefficients.append(torch.cat([torch.full((part.rank,), c) for part, c in zip(parts, scales, strict=True)]))
-    owner = torch.cat([torch.full((adapters[j].modules[modules[0]].rank,), j) for j in present])
-    stacked = (torch.stack(downs), torch.stack(ups), torch.stack(coefficients))
-    return Pool(modules, *stacked, owner, total_weight=sum(map(abs, found)), seed=seed)
+    (d_in, d_out, *_), ranks = signatures.pop()
+    units = sum(ranks)
+    down, up = torch.empty(len(modules), units, d_in), torch.empty(len(modules), d_out, units)
+    weight, scale = torch.empty(len(modules), units), torch.empty(len(modules), units)
+    total = torch.empty(len(modules))
+    for m, module in enumerate(modules):
+        total[m] = sum(abs(weight_at(w, module)) for w in found)
+        start = 0
+        for j, rank in enumerate(ranks):
+            if not rank:
+                continue
+            part, w, own = adapters[j][module], weight_at(found[j], module), slice(start, start + rank)
+            coefficient = w * part.scale
+            torch.mul(part.down, abs(coefficient) ** 0.5, out=down[m, own])
+            torch.mul(part.up, signed_root(coefficient), out=up[m, :, own])
+            weight[m, own], scale[m, own] = w, part.scale
+            start += rank
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+    down, up, weight, scale = (tensor.to(device) for tensor in (down, up, weight, scale))
+    return Pool(modules, down, up, weight, scale, owner.to(device), total.to(device), seed)
 
 
 def signed_root(value: float) -> float:
@@ -138,38 +163,49 @@ def signed_root(value: float) -> float:
     return abs(value) ** 0.5 * (1 if value >= 0 else -1)
 
 
-Signature = tuple[int, int, tuple[int, ...]]
+# What the modules of one pool share: their form and each source's rank, 0 where it is absent or weighs nothing.
+Signature = tuple[tuple[int, int, tuple[int, ...], bool], tuple[int, ...]]
 
 
-def signature(adapters: Sequence[Adapter], weights: Sequence[float], module: str) -> Signature:
-    """(d_in, d_out, rank in each source; 0 where absent) of a module: modules that agree in it share a pool.
+def signature(adapters: Sequence[Adapter], weights: Sequence[Weight], module: str) -> Signature:
+    """A module's form and ranks: modules that agree in them share a pool.
 
     Raises:
-        AdapterError: when two adapters disagree about the shape, as adapters of different bases do, or none has the module.
+        AdapterError: when two adapters disagree about the form, as adapters of different bases do, or none has the module.
     """
     specs = [(adapter.name, adapter.modules[module]) for adapter in adapters if module in adapter.modules]
-    sizes = {(spec.d_in, spec.d_out) for _, spec in specs}
-    if not sizes:
+    forms = {spec.form for _, spec in specs}
+    if not forms:
         raise AdapterError(f"no adapter has a module {module!r}")
-    if len(sizes) > 1:
-        told = ", ".join(f"{name}: {spec.d_in} → {spec.d_out}" for name, spec in specs)
+    if len(forms) > 1:
+        told = ", ".join(f"{name}: {form_text(spec)}" for name, spec in specs)
         raise AdapterError(f"the adapters disagree about its shape ({told})", module, "They belong to different bases.")
-    ranks = (a.modules[module].rank if w and module in a.modules else 0 for a, w in zip(adapters, weights, strict=True))
-    return *sizes.pop(), tuple(ranks)
+    ranks = (
+        adapter.modules[module].rank if module in adapter.modules and weight_at(weight, module) else 0
+        for adapter, weight in zip(adapters, weights, strict=True)
+    )
+    return forms.pop(), tuple(ranks)
 
 
-def module_names(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> list[str]:
+def form_text(spec: ModuleSpec) -> str:
+    """``576 → 192``, with the kernel of a convolution."""
+    kernel = f", kernel {'×'.join(map(str, spec.kernel))}" if spec.kernel else ""
+    return f"{'embedding ' if spec.embedding else ''}{spec.d_in} → {spec.d_out}{kernel}"
+
+
+def module_names(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) -> list[str]:
     """Every module that a source of non-zero weight adapts, in natural order."""
     found = check_weights(adapters, weights)
-    every = {module for a, w in zip(adapters, found, strict=True) if w for module in a.modules}
+    every = {module for a, w in zip(adapters, found, strict=True) for module in a.modules if weight_at(w, module)}
     return sorted(every, key=natural_order)
 
 
 def pools(
     adapters: Sequence[Adapter],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Weight] | None = None,
     seed: int = 0,
     modules: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Pool]:
     """Pools of all modules (or the given ones), those of one signature together in groups that fit in memory.
 
@@ -180,7 +216,7 @@ def pools(
     groups: dict[Signature, list[str]] = {}
     for module in module_names(adapters, found) if modules is None else modules:
         groups.setdefault(signature(adapters, found, module), []).append(module)
-    for (d_in, d_out, ranks), modules in groups.items():
+    for ((d_in, d_out, *_), ranks), modules in groups.items():
         size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
         for start in range(0, len(modules), size):
-            yield pool(adapters, modules[start : start + size], found, seed)
+            yield pool(adapters, modules[start : start + size], found, seed, device)

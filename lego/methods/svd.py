@@ -18,4 +18,4 @@ def svd(
     rank: Annotated[Rank, Field(description="Rank kept: a number, a multiple of the sources' rank, or all.")] = "2r",
 ) -> Merged:
     """Cut the exact sum to a rank, with the least possible error (Eckart and Young)."""
-    return truncate(pool.down, pool.up, resolve_rank(rank, pool))
+    return truncate(pool.down, pool.up, resolve_rank(rank, pool), pool.core)
