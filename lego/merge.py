@@ -14,7 +14,7 @@ from lego.fidelity import Fidelity, compare
 from lego.recipe import Recipe, Source
 from lego.registry import method as find_method
 from lego.report import MergeReport, SourceReport, module_reports, source_norms, warnings_of
-from lego.units import module_names, pools, signature
+from lego.units import Pool, module_names, pools, signature
 from lego.weights import Weight, check_weights, weight_at
 
 VERSION = "0.1.0"
@@ -107,6 +107,7 @@ class Merging:
             AdapterError: when a source's or the merge's values are not finite.
         """
         for pool in pools(self.adapters, self.weights, self.seed, device=self.device):
+            check_pool(pool, self.adapters)
             down, up = self.method(pool, **self.parameters)
             self.fidelity.append(compare(down, up, pool.down, pool.up, (pool.gram_down, pool.gram_up)))
             self.norms += source_norms(pool, len(self.adapters))
@@ -121,7 +122,6 @@ class Merging:
         """One merged module without the units that are exactly zero (at least one is kept), with its form and bias."""
         peaks = torch.stack([down.abs().amax(1), up.abs().amax(0)])
         if not bool(torch.isfinite(peaks).all()):
-            finite_sources(self.adapters, module)
             raise AdapterError(
                 "the merge is not finite", f"{self.name}, {module}", "Use a smaller strength or weights."
             )
@@ -217,16 +217,19 @@ def check_device(device: torch.device | str) -> torch.device:
     return found
 
 
-def finite_sources(adapters: Sequence[Adapter], module: str) -> None:
-    """Find the source whose values are not finite.
+def check_pool(pool: Pool, adapters: Sequence[Adapter]) -> None:
+    """Look at the units' norms, which are not finite where a value is not.
 
     Raises:
-        AdapterError: naming it.
+        AdapterError: naming the source and the module.
     """
-    for adapter in adapters:
-        if module in adapter.modules:
-            for half, tensor in (("down", adapter[module].down), ("up", adapter[module].up)):
-                finite(tensor, f"{adapter.path or adapter.name}, {module}, {half}")
+    norms = pool.gram.diagonal(dim1=1, dim2=2)
+    for row, unit in (~torch.isfinite(norms)).nonzero()[:1].tolist():
+        adapter, module = adapters[int(pool.owner[unit])], pool.modules[row]
+        where = f"{adapter.path or adapter.name}, {module}"
+        finite(adapter[module].down, where)
+        finite(adapter[module].up, where)
+        raise AdapterError("holds values too large to merge", where)
 
 
 def shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
