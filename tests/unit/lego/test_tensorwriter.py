@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from lego.tensorfile import TensorFile
+from lego.tensorwriter import TensorWriter
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], finish: bool = True) -> Path:
     shapes = [(key, (10**6, 10**6)) for key in tensors]
-    with TensorFile(path, shapes, metadata) as file:
+    with TensorWriter(path, shapes, metadata) as file:
         for key, tensor in tensors.items():
             file.add(key, tensor)
         if finish:

@@ -19,7 +19,7 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 LONGEST = 10**13  # of an offset, in bytes
 
 
-class TensorFile:
+class TensorWriter:
     """Add tensors, then `finish`.
 
     Args:
@@ -50,7 +50,7 @@ class TensorFile:
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + text.ljust(self.room))
 
-    def __enter__(self) -> TensorFile:
+    def __enter__(self) -> TensorWriter:
         return self
 
     def __exit__(
