@@ -17,9 +17,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from lego.lowrank import NUMERICAL_RANK
+from lego.orthogonal import orthogonal_sum
 from lego.units import Pool
 
-RuleName = Literal["sum", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
+RuleName = Literal["sum", "magnitude_prune", "ties", "dare_linear", "dare_ties", "tsv"]
 Majority = Literal["total", "frequency"]
 Sparsity = Literal["none", "magnitude", "random"]
 Rows = Float[Tensor, "modules rows columns"]
@@ -42,6 +44,11 @@ Vote = Annotated[Majority, Field(description="Elect signs by summed values (the 
 WeightedVote = Annotated[
     bool,
     Field(description="Elect after the weights (mergekit) rather than before (PEFT); the TIES paper has no weights."),
+]
+
+Scaled = Annotated[
+    bool,
+    Field(description="Merge Σ V (the authors' code, KnOTS) rather than V: the weaker directions are trimmed first."),
 ]
 
 
@@ -133,10 +140,20 @@ def disjoint_mean(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
     return (weighted * agrees).sum(0) / agrees.sum(0).clamp_min(1)
 
 
+def task_singular_vectors(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
+    """Σ_j w_j T_j with singular vectors made orthogonal across the sources, as many as there can be (TSV, arXiv 2412.00081)."""
+    left, values, right = torch.linalg.svd(tensors, full_matrices=False)
+    live = values > NUMERICAL_RANK * values[..., :1]
+    parts = (left * live[:, :, None], values * live * weights[..., 0], right * live[..., None])
+    down, up = orthogonal_sum(list(zip(*parts, strict=True)), count=min(tensors.shape[2:]))
+    return up @ down
+
+
 RULES: dict[RuleName, tuple[Sparsity, Callable[[Rule, Stack, Weights], Rows]]] = {
     "sum": ("none", weighted_sum),
     "magnitude_prune": ("magnitude", weighted_sum),
     "ties": ("magnitude", disjoint_mean),
     "dare_linear": ("random", weighted_sum),
     "dare_ties": ("random", disjoint_mean),
+    "tsv": ("none", task_singular_vectors),
 }

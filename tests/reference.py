@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lego import Adapter
@@ -75,3 +77,69 @@ def ties_entries(
         agreeing = [w * v for w, v in zip(weights, values, strict=True) if np.sign(v) == elected]
         merged[entry] = sum(agreeing) / max(len(agreeing), 1)
     return merged
+
+
+Draw = Callable[[int, tuple[int, ...]], np.ndarray]
+
+
+def updates(adapters: list[Adapter], weights: list[float], module: str) -> dict[int, np.ndarray]:
+    """s_j B_j A_j, dense, of every source of non-zero weight that adapts the module."""
+    used = [j for j, adapter in enumerate(adapters) if weights[j] and module in adapter.modules]
+    return {j: dense_sum([adapters[j]], [1.0], module) for j in used}
+
+
+def by_rule(rule: str, tensors: dict[int, np.ndarray], weights: list[float], density: float, draw: Draw) -> np.ndarray:
+    """One tensor from one of each source; ``draw(source, shape)`` gives the numbers in [0, 1) that DARE drops by."""
+    if rule.startswith("dare"):
+        tensors = {j: tensor * (draw(j, tensor.shape) < density) / density for j, tensor in tensors.items()}
+        density = 1.0
+    own = [weights[j] for j in tensors]
+    if rule.endswith("ties"):
+        return ties_entries(list(tensors.values()), own, density)
+    if rule == "magnitude_prune":
+        tensors = {j: ties_entries([tensor], [1.0], density) for j, tensor in tensors.items()}
+    if rule == "tsv":
+        return tsv_merge(tensors, weights, min(next(iter(tensors.values())).shape))
+    return np.sum([weights[j] * tensor for j, tensor in tensors.items()], axis=0)
+
+
+def tsv_merge(tensors: dict[int, np.ndarray], weights: list[float], count: int, orthogonal: str = "both") -> np.ndarray:
+    """Task Singular Vectors on dense updates (arXiv 2412.00081): polar factors by SVD, one direction of each source in turn."""
+    directions = []
+    for j, tensor in tensors.items():
+        left, values, right = np.linalg.svd(tensor)
+        for i in range(int((values > 1e-6 * values[0]).sum())):
+            directions.append((i, -abs(weights[j]) * values[i], weights[j] * values[i], left[:, i], right[i]))
+    directions = sorted(directions, key=lambda direction: direction[:2])[:count]
+    left, right = np.stack([d[3] for d in directions], 1), np.stack([d[4] for d in directions], 1)
+    sides = []
+    for name, columns in (("outputs", left), ("inputs", right)):
+        u, s, v = np.linalg.svd(columns, full_matrices=False)
+        sides.append(u[:, s > 1e-5] @ v[s > 1e-5] if orthogonal in ("both", name) else columns)
+    return sides[0] * np.array([d[2] for d in directions]) @ sides[1].T
+
+
+def knots_merge(
+    rule: str, tensors: dict[int, np.ndarray], weights: list[float], density: float, scaled: bool, draw: Draw
+) -> np.ndarray:
+    """KnOTS on dense updates (arXiv 2410.19735): the SVD of all of them side by side, a rule on the V parts."""
+    left, values, right = np.linalg.svd(np.concatenate(list(tensors.values()), axis=1), full_matrices=False)
+    rank = int((values > 1e-6 * values[0]).sum())
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    wide = values[:, None] * right if scaled else right
+    parts = dict(zip(tensors, np.split(wide, len(tensors), axis=1), strict=True))
+    merged = by_rule(rule, parts, weights, density, draw)
+    return left @ merged if scaled else left * values @ merged
+
+
+def core_merge(
+    rule: str, adapters: list[Adapter], weights: list[float], module: str, density: float, draw: Draw
+) -> np.ndarray:
+    """Core Space on dense updates (arXiv 2509.17786): bases from the stacked factors, a rule on the projected updates."""
+    tensors = updates(adapters, weights, module)
+    factors = [adapters[j][module] for j in tensors]
+    ups = np.concatenate([f.up.double().numpy() * f.scale**0.5 for f in factors], axis=1)
+    downs = np.concatenate([f.down.double().numpy() * f.scale**0.5 for f in factors])
+    left, right = np.linalg.svd(ups, full_matrices=False)[0], np.linalg.svd(downs, full_matrices=False)[2]
+    cores = {j: left.T @ tensor @ right.T for j, tensor in tensors.items()}
+    return left @ by_rule(rule, cores, weights, density, draw) @ right

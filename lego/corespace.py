@@ -1,0 +1,45 @@
+"""The small space that all sources' updates lie in, and its orthonormal bases (Core Space, arXiv 2509.17786)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lego.lowrank import NUMERICAL_RANK, exact_gram
+from lego.units import Pool
+
+
+def unweighted(pool: Pool) -> tuple[Float[Tensor, "modules units d_in"], Float[Tensor, "modules d_out units"]]:
+    """The factors of the sources before their weights, sqrt(s_j) in both halves: (down, up)."""
+    root = pool.weight.abs().sqrt()
+    return pool.down / root[:, :, None], pool.up / (root * pool.weight.sign())[:, None]
+
+
+def basis(
+    columns: Float[Tensor, "modules d units"],
+) -> tuple[Float[Tensor, "modules d q"], Float[Tensor, "modules q units"]]:
+    """Left singular vectors, and the columns in their coordinates (fp64): ``left @ coordinates`` gives the columns again.
+
+    q = min(d, units); vectors of singular value 0 are 0. From inner products alone.
+    """
+    squares, vectors = torch.linalg.eigh(exact_gram(columns.mT))
+    q = min(columns.shape[1:])
+    values, vectors = squares.clamp_min(0).sqrt().flip(1)[:, :q], vectors.flip(2)[:, :, :q]
+    values = torch.where(values > NUMERICAL_RANK * values[:, :1], values, 0)
+    inverse = torch.where(values > 0, 1 / values, 0)
+    return columns @ (vectors * inverse[:, None]).to(columns.dtype), values[:, :, None] * vectors.mT
+
+
+def core_space(
+    pool: Pool,
+) -> tuple[Float[Tensor, "modules d_out p"], list[Float[Tensor, "modules p q"]], Float[Tensor, "modules q d_in"]]:
+    """U_B, the cores M_j = U_Bᵀ s_j B_j A_j V_A (fp64), and V_Aᵀ: ``U_B @ M_j @ V_Aᵀ`` is source j's update without its weight.
+
+    U_B are the left singular vectors of the stacked B, V_A the right ones of the stacked A (section 3.2).
+    """
+    down, up = unweighted(pool)
+    left, of_up = basis(up)
+    right, of_down = basis(down.mT)
+    sources = [pool.owner == source for source in pool.present]
+    return left, [of_up[:, :, own] @ of_down[:, :, own].mT for own in sources], right.mT

@@ -1,0 +1,119 @@
+"""The methods that PEFT does not have, against their own definitions on dense matrices (tests/reference.py)."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+import lego
+from lego import Adapter, Factors
+from lego.rules import RULES, RuleName
+from lego.units import pool
+from tests.conftest import make_adapter, mixed_adapters
+from tests.reference import Draw, core_merge, dense_sum, knots_merge, tsv_merge, updates
+
+SETS = {
+    "mixed": mixed_adapters(),  # ranks 4, 2 and 6, targets and scales differ
+    "crowded": [make_adapter(f"a{i}", 20 + i, rank=6) for i in range(3)],  # 18 units, k_proj has 12 outputs
+    "rslora": [make_adapter(f"a{i}", 30 + i, rank=r, alpha=5 * r**0.5) for i, r in enumerate((4, 3))],
+    "one": [make_adapter("one", 40)],
+    "copies": [make_adapter("one", 50), make_adapter("one", 50), make_adapter("other", 51)],
+}
+WEIGHTS = [[1.0, 1.0, 1.0], [1.0, 0.3, -2.0], [1.0, 0.0, 0.0]]
+everywhere = pytest.mark.parametrize(
+    ("adapters", "weights"),
+    [(adapters, weights[: len(adapters)]) for adapters in SETS.values() for weights in WEIGHTS],
+    ids=[f"{name}-{weights[: len(adapters)]}" for name, adapters in SETS.items() for weights in WEIGHTS],
+)
+
+
+def close(found: Adapter, module: str, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    error = np.linalg.norm(found[module].delta().double().numpy() - expected)
+    assert error <= tolerance * max(np.linalg.norm(expected), 1e-3), (module, error / np.linalg.norm(expected))
+
+
+def drops(adapters: list[Adapter], weights: list[float], module: str, seed: int = 3) -> Draw:
+    """The random numbers of a merge of this seed."""
+    units = pool(adapters, module, weights, seed)
+    return lambda source, shape: units.uniform(*shape, stream=source)[0].numpy()
+
+
+def test_the_table_and_the_names_of_rules_agree() -> None:
+    assert set(RULES) == set(get_args(RuleName))
+
+
+@everywhere
+@pytest.mark.parametrize("orthogonal", ["both", "outputs", "inputs"])
+@pytest.mark.parametrize("rank", ["all", 5])
+def test_tsv(adapters: list[Adapter], weights: list[float], orthogonal: str, rank: int | str) -> None:
+    merged = lego.merge(adapters, method="tsv", weights=weights, orthogonal=orthogonal, rank=rank)
+    for module in merged.modules:
+        count = 5 if rank == 5 else 1000
+        close(merged, module, tsv_merge(updates(adapters, weights, module), weights, count, orthogonal))
+
+
+def test_tsv_of_copies_is_the_original_and_of_orthogonal_adapters_the_sum() -> None:
+    one = make_adapter("one", 1)
+    merged = lego.merge([one, one, one], method="tsv")
+    for module in merged.modules:
+        close(merged, module, dense_sum([one], [1], module))
+    parts = {m: one[m] for m in one.modules}
+    halves = [
+        Adapter.from_factors(f"half{i}", {m: orthonormal(f, slice(2 * i, 2 * i + 2)) for m, f in parts.items()})
+        for i in range(2)
+    ]
+    merged = lego.merge(halves, method="tsv", weights=[1.5, -1])
+    for module in merged.modules:
+        close(merged, module, dense_sum(halves, [1.5, -1], module))
+
+
+def orthonormal(factors: Factors, units: slice) -> Factors:
+    """Some of a LoRA's units after all were made orthonormal."""
+    return Factors(torch.linalg.qr(factors.down.T)[0].T[units], torch.linalg.qr(factors.up)[0][:, units], factors.scale)
+
+
+@everywhere
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize(("method", "rule"), [("knots_ties", "ties"), ("knots_dare", "dare_ties")])
+@pytest.mark.parametrize("density", [0.4, 1.0])
+def test_knots(
+    adapters: list[Adapter], weights: list[float], method: str, rule: str, density: float, scaled: bool
+) -> None:
+    merged = lego.merge(adapters, method=method, weights=weights, density=density, scaled=scaled, seed=3)
+    for module in merged.modules:
+        tensors, draw = updates(adapters, weights, module), drops(adapters, weights, module)
+        close(merged, module, knots_merge(rule, tensors, weights, density, scaled, draw), 1e-4)
+
+
+@everywhere
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_core(adapters: list[Adapter], weights: list[float], rule: str) -> None:
+    merged = lego.merge(adapters, method="core", weights=weights, rule=rule, density=0.6, seed=3)
+    for module in merged.modules:
+        draw = drops(adapters, weights, module)
+        close(merged, module, core_merge(rule, adapters, weights, module, 0.6, draw), 1e-4)
+        if rule == "sum":
+            close(merged, module, dense_sum(adapters, weights, module))
+
+
+@pytest.mark.parametrize("rule", ["tsv", "magnitude_prune"])
+def test_core_space_loses_nothing(rule: str) -> None:
+    """TSV in Core Space is TSV, and a rule that trims nothing is the sum."""
+    adapters, weights = mixed_adapters(), [1.0, 0.5, -1.0]
+    merged = lego.merge(adapters, method="core", weights=weights, rule=rule, density=1.0)
+    other = lego.merge(adapters, method="tsv" if rule == "tsv" else "sum", weights=weights)
+    for module in merged.modules:
+        close(merged, module, other[module].delta().double().numpy())
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("tsv", {}), ("knots_ties", {}), *(("core", {"rule": rule}) for rule in RULES if "dare" not in rule)],
+)
+def test_one_minus_itself_is_nothing(method: str, parameters: dict) -> None:
+    one = make_adapter("one", 5)
+    merged = lego.merge([one, one], method=method, weights=[1, -1], **parameters)
+    assert max(float(merged[module].delta().abs().max()) for module in merged.modules) < 1e-6
