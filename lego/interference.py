@@ -15,13 +15,12 @@ from torch import Tensor
 from lego.adapter import Adapter, natural_order
 from lego.errors import AdapterError
 from lego.lowrank import NUMERICAL_RANK, exact_gram
+from lego.tables import LINES, grid, left_out, short
 from lego.units import Pool, pools
 from lego.weights import Weight
 
 # Rows of an update that are looked at for sign conflicts; a module with no more outputs is counted in full.
 ROWS = 64
-# Lines of a table on the terminal.
-LINES = 12
 
 Pairs = Float[np.ndarray, "modules n n"]
 
@@ -126,9 +125,11 @@ class Interference:
 
         Norms, inner products and conflicts add up; unit cosines and overlaps are means over the modules that both adapt.
         """
-        added = {name: getattr(self, name).sum(0)[None] for name in ("inner", "response", "shared", "opposed")}
+        added: dict[str, Any] = {
+            name: getattr(self, name).sum(0)[None] for name in ("inner", "response", "shared", "opposed")
+        }
         both = (self.norms[:, :, None] > 0) & (self.norms[:, None] > 0)
-        means = {
+        means: dict[str, Any] = {
             name: divided((getattr(self, name) * both).sum(0), both.sum(0))[None]
             for name in ("unit_max", "unit_mean", "overlap_in", "overlap_out")
         }
@@ -152,11 +153,15 @@ class Interference:
             [short(names[i], 14), short(names[j], 14), *(f"{column[i, j]:.3f}" for column in columns)] for i, j in pairs
         ]
         head = ["on", "by", "hit", "change", "cosine", "unit max", "mean", "inputs", "outputs", "signs"]
-        order = np.argsort(-self.score, kind="stable")[:LINES]
+        score, scores, changes = self.score, self.scores, self.change_by_others
         worst = [
-            [short(self.modules[m], 48), f"{self.score[m]:.3f}", short(names[np.argmax(self.scores[m])], 20)]
-            + [f"{self.change_by_others[m].max():.3f}"]
-            for m in order
+            [
+                short(self.modules[m], 48),
+                f"{score[m]:.3f}",
+                short(names[scores[m].argmax()], 20),
+                f"{changes[m].max():.3f}",
+            ]
+            for m in np.argsort(-score, kind="stable")[:LINES]
         ]
         return "\n".join(
             [
@@ -174,13 +179,17 @@ class Interference:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data that JSON can hold; matrices are lists in the order of ``adapters``."""
+        columns = {name: getattr(self, name).tolist() for name in SHOWN}
+        modules = [
+            {"module": module, **{name: column[m] for name, column in columns.items()}}
+            for m, module in enumerate(self.modules)
+        ]
         every = self.total()
-        parts = [measures(every, 0), *(measures(self, m) for m in range(len(self.modules)))]
         return {
             "adapters": list(self.adapters),
             "rows_for_signs": self.rows,
-            "overall": parts[0],
-            "modules": [{"module": name, **part} for name, part in zip(self.modules, parts[1:], strict=True)],
+            "overall": {name: getattr(every, name)[0].tolist() for name in SHOWN},
+            "modules": modules,
         }
 
 
@@ -188,11 +197,6 @@ SHOWN = (
     "score", "scores", "change_by_others", "norms", "cosine", "change", "hit", "unit_max", "unit_mean",
     "overlap_in", "overlap_out", "sign_conflict",
 )  # fmt: skip
-
-
-def measures(found: Interference, module: int) -> dict[str, Any]:
-    """The measures of one module as lists."""
-    return {name: getattr(found, name)[module].tolist() for name in SHOWN}
 
 
 def interference(
@@ -293,28 +297,3 @@ def signs(pool: Pool, sources: int, rows: int) -> dict[str, Tensor]:
 def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, 0 where below is 0: there is nothing that could be touched."""
     return np.divide(above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below > 0)
-
-
-def short(name: str, width: int) -> str:
-    """A name cut in the middle, where names of modules and of adapters differ least."""
-    keep = width - 1
-    return name if len(name) <= width else f"{name[: keep // 2]}…{name[-(keep - keep // 2) :]}"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines: text to the left, numbers to the right."""
-    table = [head, *rows]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    texts = [all(not line[column][-1:].isdigit() for line in rows) or column == 0 for column in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, texts, strict=True)
-        ).rstrip()
-        for line in table
-    ]
-
-
-def left_out(count: int, what: str) -> list[str]:
-    """A line that says how many more there are than a table shows."""
-    return [f"… and {count - LINES} more {what}"] if count > LINES else []
