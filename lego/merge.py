@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lego.adapter import Adapter, Factors, ModuleSpec, finite
+from lego.adapter import Adapter, Factors, ModuleSpec, finite, largest
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity, compare
 from lego.recipe import Recipe, Source
@@ -120,7 +120,7 @@ class Merging:
 
     def factors(self, module: str, down: torch.Tensor, up: torch.Tensor) -> Factors:
         """One merged module without the units that are exactly zero (at least one is kept), with its form and bias."""
-        peaks = torch.stack([down.abs().amax(1), up.abs().amax(0)])
+        peaks = torch.stack([largest(down, 1), largest(up, 0)])
         if not bool(torch.isfinite(peaks).all()):
             raise AdapterError(
                 "the merge is not finite", f"{self.name}, {module}", "Use a smaller strength or weights."

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch.nn.functional import one_hot
 
+from lego.adapter import largest
 from lego.cluster import partition
 from lego.registry import Merged, Rank, merge_method, resolve_rank, source_rank
 from lego.units import Pool
@@ -58,4 +59,4 @@ def lego(
 
 def peak(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """‖m‖_∞ of each whole unit [a; b], (M, units)."""
-    return torch.maximum(down.abs().amax(2), up.abs().amax(1))
+    return torch.maximum(largest(down, 2), largest(up, 1))
