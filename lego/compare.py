@@ -87,7 +87,7 @@ class Comparison:
             [short(self.adapters[j], 28), short(self.adapters[i], 28), *(f"{column[i, j]:.4g}" for column in columns)]
             for i, j in order[:LINES]
         ]
-        lines = grid(["adapter", "against", "relative error", "norm ratio", "cosine"], rows)
+        lines = grid(["adapter", "against", "relative error", "norm ratio", "cosine"], rows, left=(0, 1))
         lines += left_out(len(order), "pairs")
         for check in self.merges:
             every = check.fidelity.total()

@@ -75,13 +75,13 @@ class EffectiveWeights:
     def text(self) -> str:
         """The weights for a terminal, the modules that the sources explain least first; 100 columns."""
         order = np.argsort(self.explained, kind="stable")[:LINES]
-        shown, names = slice(0, 6), [short(name, 9) for name in self.sources]
+        shown, names = slice(0, 5), [short(name, 9) for name in self.sources]
         rows = [["all", *(f"{w:.3f}" for w in self.overall[shown]), f"{self.overall_explained:.1%}"]]
         rows += [
-            [short(self.modules[m], 36), *(f"{w:.3f}" for w in self.weights[m, shown]), f"{self.explained[m]:.1%}"]
+            [short(self.modules[m], 34), *(f"{w:.3f}" for w in self.weights[m, shown]), f"{self.explained[m]:.1%}"]
             for m in order
         ]
-        more = [f"… and {len(names) - 6} more sources"] if len(names) > 6 else []
+        more = [f"… and {len(names) - 5} more sources"] if len(names) > 5 else []
         table = grid(["module", *names[shown], "explained"], rows)
         return "\n".join(
             [f"effective weights in {short(self.merged, 60)}", *table, *more, *left_out(len(self.modules), "modules")]

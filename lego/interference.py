@@ -168,11 +168,11 @@ class Interference:
                 f"interference {every.score[0]:.3f}, from 0 (they do not touch) to 1 (all that one does happens on another's inputs)",
                 *grid(["adapter", "norm", "score", "change by others"], adapters),
                 "",
-                *grid(head, lines[:LINES]),
+                *grid(head, lines[:LINES], left=(0, 1)),
                 *left_out(len(lines), "pairs"),
                 f"signs: opposed share of the magnitude on common entries, from up to {self.rows} rows a module; ½ is chance",
                 "",
-                *grid(["module, worst first", "score", "most on", "largest change"], worst),
+                *grid(["module, worst first", "score", "most on", "largest change"], worst, left=(0, 2)),
                 *left_out(len(self.modules), "modules"),
             ]
         )

@@ -14,15 +14,20 @@ def short(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: keep // 2]}…{name[-(keep - keep // 2) :]}"
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines: text to the left, numbers to the right."""
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """A table as lines; the columns of text stand to the left, numbers to the right.
+
+    Args:
+        head: of the columns.
+        rows: cells.
+        left: which columns are text.
+    """
     table = [head, *rows]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    texts = [all(not line[column][-1:].isdigit() for line in rows) or column == 0 for column in range(len(head))]
     return [
         "  ".join(
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, texts, strict=True)
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in table
     ]
