@@ -7,17 +7,18 @@ from pathlib import Path
 import lego.methods  # noqa: F401 - before the function of the same name below, which then stands for it
 from lego.adapter import Adapter, Factors, ModuleSpec, module_kind, module_layer
 from lego.errors import AdapterError
-from lego.formats import peft
+from lego.formats.opening import open_adapter
 from lego.inspect import inspect
 from lego.merge import merge
+from lego.preflight import Preflight, preflight, preflight_header
 from lego.recipe import Recipe
 from lego.registry import Method, Parameter, method, methods
 from lego.report import MergeReport
 from lego.write import write_adapter
 
 __all__ = [
-    "Adapter", "AdapterError", "Factors", "MergeReport", "Method", "ModuleSpec", "Parameter", "Recipe", "inspect",
-    "merge", "method", "methods", "module_kind", "module_layer", "read_adapter", "write_adapter",
+    "Adapter", "AdapterError", "Factors", "MergeReport", "Method", "ModuleSpec", "Parameter", "Preflight", "Recipe", "inspect",
+    "merge", "method", "methods", "module_kind", "module_layer", "preflight", "preflight_header", "read_adapter", "write_adapter",
 ]  # fmt: skip
 
 
@@ -25,14 +26,10 @@ def read_adapter(path: str | Path) -> Adapter:
     """Open an adapter without reading its tensors.
 
     Args:
-        path: a folder in PEFT's layout.
+        path: a PEFT folder, a folder with diffusers' ``pytorch_lora_weights.safetensors`` or another single safetensors file, or
+            such a file itself (diffusers or kohya, told apart by its keys).
 
     Raises:
-        AdapterError: when there is none, it is damaged, or it cannot be merged; with the reason.
+        AdapterError: when there is none, it is damaged, or it cannot be merged; with every reason.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise AdapterError("does not exist", folder)
-    if not folder.is_dir():
-        raise AdapterError("is a file", folder, f"Give the folder that holds {peft.CONFIG} and {peft.WEIGHTS}.")
-    return peft.read(folder)
+    return open_adapter(Path(path))

@@ -49,7 +49,7 @@ class Format:
         return {**found, bias: (spec.d_out,)} if spec.bias else found
 
     def tensors(self, module: str, factors: Factors) -> dict[str, torch.Tensor]:
-        """The tensors of a module: its scale folded in as sqrt(|s|) on both halves and the sign on B, a convolution unflattened; fp32."""
+        """The tensors of a module: sqrt(|s|) folded into both halves and the sign into B, a convolution unflattened; fp32."""
         factors = factors.folded()
         rank, kernel = factors.rank, factors.kernel
         down, up, bias = self.keys(module, factors.embedding)

@@ -30,6 +30,7 @@ BYTES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 
 
 class Entry(NamedTuple):
@@ -151,7 +152,9 @@ def check_entry(key: str, entry: Any, where: object) -> Entry:
     """
     if not isinstance(entry, Mapping):
         raise damaged(f"tensor {key} is not described", where)
-    dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise damaged(f"tensor {key} is of the unknown type {str(dtype)[:20]}", where)
     if not (counts(shape) and counts(offsets) and len(shape) <= 8 and len(offsets) == 2):
@@ -189,14 +192,28 @@ class TensorFile:
         """
         entry = self.header.tensors[key]
         row = math.prod(entry.shape[1:]) * BYTES[entry.dtype]
-        ranges = [(entry.start, entry.stop)] if rows is None else [(entry.start + a * row, entry.start + b * row) for a, b in rows]
+        ranges = (
+            [(entry.start, entry.stop)]
+            if rows is None
+            else [(entry.start + a * row, entry.start + b * row) for a, b in rows]
+        )
         shape = entry.shape if rows is None else (sum(b - a for a, b in rows), *entry.shape[1:])
         raw = torch.empty(sum(stop - start for start, stop in ranges), dtype=torch.uint8)
-        into, done = memoryview(raw.numpy()), 0
+        into, done = memoryview(raw.numpy().data), 0
         for start, stop in ranges:
             self.fill(into[done : done + stop - start], self.header.data + start)
             done += stop - start
         return finite(raw.view(FLOATS[entry.dtype]).view(shape).float(), f"{self.path}, {key}")
+
+    def scalar(self, key: str) -> float:
+        """A tensor of one value, whole numbers too; NaN for one of more values."""
+        entry = self.header.tensors[key]
+        dtype = {**FLOATS, **WHOLE}.get(entry.dtype)
+        if dtype is None or math.prod(entry.shape) != 1:
+            return math.nan
+        raw = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        self.fill(memoryview(raw.numpy().data), self.header.data + entry.start)
+        return float(raw.view(dtype)[0])
 
     def fill(self, into: memoryview, offset: int) -> None:
         """Read bytes into memory until it is full.

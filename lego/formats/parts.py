@@ -66,7 +66,9 @@ class Contents:
 Scale = Callable[[str, int], float]
 
 
-def assemble(pieces: Mapping[str, Mapping[str, Piece]], header: Header, scale: Scale, reasons: Reasons) -> dict[str, Part]:
+def assemble(
+    pieces: Mapping[str, Mapping[str, Piece]], header: Header, scale: Scale, reasons: Reasons
+) -> dict[str, Part]:
     """Every module whose pieces make a LoRA; what does not becomes a reason.
 
     Args:
@@ -78,7 +80,9 @@ def assemble(pieces: Mapping[str, Mapping[str, Piece]], header: Header, scale: S
     for module, halves in pieces.items():
         if "down" not in halves or "up" not in halves:
             held = next(iter(halves.values())).key
-            reasons.add(f"has only lora_{'B' if 'down' not in halves else 'A'} of module {module} ({held})", kind="half")
+            reasons.add(
+                f"has only lora_{'B' if 'down' not in halves else 'A'} of module {module} ({held})", kind="half"
+            )
             continue
         down, up, bias = halves["down"], halves["up"], halves.get("bias")
         dtypes = [header.tensors[piece.key].dtype for piece in (down, up, bias) if piece]
@@ -87,13 +91,22 @@ def assemble(pieces: Mapping[str, Mapping[str, Piece]], header: Header, scale: S
         elif why := misshapen(module, down.shape, up.shape, bias and bias.shape):
             reasons.add(*why)
         else:
-            rank, d_in, d_out, embedding = down.shape[0], math.prod(down.shape[1:]), up.shape[0], "embedding_" in down.key
-            spec = ModuleSpec(rank, d_in, d_out, scale(module, rank), dtypes[0], bias is not None, down.shape[2:], embedding)
+            rank, d_in, d_out, embedding = (
+                down.shape[0],
+                math.prod(down.shape[1:]),
+                up.shape[0],
+                "embedding_" in down.key,
+            )
+            spec = ModuleSpec(
+                rank, d_in, d_out, scale(module, rank), dtypes[0], bias is not None, down.shape[2:], embedding
+            )
             parts[module] = Part(spec, down, up, bias)
     return parts
 
 
-def misshapen(module: str, down: tuple[int, ...], up: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[Any, ...] | None:
+def misshapen(
+    module: str, down: tuple[int, ...], up: tuple[int, ...], bias: tuple[int, ...] | None
+) -> tuple[Any, ...] | None:
     """Why shapes are not those of a linear module's or a convolution's factors, as arguments of `Reasons.add`; None when they are."""
     what = f"module {module} has factors of shapes {list(down)} and {list(up)}"
     sound = len(down) == len(up) and 2 <= len(down) <= 5 and 0 not in (*down, *up) and set(up[2:]) <= {1}
@@ -117,7 +130,9 @@ class Pattern:
     """
 
     def __init__(self, values: Any, name: str, reasons: Reasons) -> None:
-        self.plain: dict[str, tuple[int, Any]] = {}  # names that no special character makes a pattern: found without trying
+        self.plain: dict[
+            str, tuple[int, Any]
+        ] = {}  # names that no special character makes a pattern: found without trying
         self.others: list[tuple[int, re.Pattern[str], Any]] = []
         if values and not isinstance(values, Mapping):
             reasons.add(f"has {name} {str(values)[:40]!r}, which is no table")
@@ -127,7 +142,9 @@ class Pattern:
             if re.escape(plain) == key:
                 self.plain.setdefault(plain, (number, value))
             elif len(key) > 1000 or re.search(r"\)\s*[*+{]", key) or len(re.findall(r"[*+{?]", key)) > 5:
-                reasons.add(f"has a pattern in {name} that may take for ever to match: {key[:80]!r}", kind=f"{name} slow")
+                reasons.add(
+                    f"has a pattern in {name} that may take for ever to match: {key[:80]!r}", kind=f"{name} slow"
+                )
             else:
                 try:
                     self.others.append((number, re.compile(rf"(.*\.)?({key})$"), value))
@@ -137,7 +154,9 @@ class Pattern:
     def get(self, module: str, default: Any) -> Any:
         """The value for a module, or the default where no pattern matches."""
         tails = [module, *(module[found.end() :] for found in re.finditer(r"\.", module))]
-        first, value = min((self.plain[tail] for tail in tails if tail in self.plain), default=(len(module) + 2**31, default))
+        first, value = min(
+            (self.plain[tail] for tail in tails if tail in self.plain), default=(len(module) + 2**31, default)
+        )
         for number, pattern, other in self.others:
             if number > first:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,9 @@ class Reasons:
     @property
     def parts(self) -> list[tuple[str, str | None]]:
         """What and fix of each reason."""
-        return [(what + (f" (and {more} more like it)" if more else ""), fix) for what, fix, more in self.found.values()]
+        return [
+            (what + (f" (and {more} more like it)" if more else ""), fix) for what, fix, more in self.found.values()
+        ]
 
     @property
     def texts(self) -> list[str]:
@@ -120,7 +123,11 @@ def refuse_config(config: Mapping[str, Any], reasons: Reasons) -> None:
 def refuse_keys(keys: Iterable[str], reasons: Reasons) -> None:
     """Keys that are no LoRA factors: one reason for each kind that is known, one with the names for the rest."""
     kinds: dict[str, list[str]] = {}
+    keys = list(keys)
+    owners = {key[: found.start()] for key in keys if not key.endswith(".alpha") for found in re.finditer(r"\.", key)}
     for key in keys:
+        if key.endswith(".alpha") and key.removesuffix(".alpha") in owners:
+            continue  # an alpha goes with what it scales
         kinds.setdefault(next((part for part in KEYS if part in key), ""), []).append(key)
     for part, held in kinds.items():
         names = ", ".join(sorted(held)[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")

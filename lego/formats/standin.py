@@ -1,8 +1,9 @@
-"""Stand-ins for tensors, to learn from another library's converter which tensors it renames, splits or reorders, without reading any."""
+"""Stand-ins for tensors: what another library's converter renames, splits or reorders is learned without reading any."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class StandIn:
         if sum(sizes) != count:
             raise ValueError(f"{self.key} has {count} rows, not {sum(sizes)}")
         bounds = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
-        return [self.take(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [self.take(start, stop) for start, stop in pairwise(bounds)]
 
     def chunk(self, chunks: int, dim: int = 0) -> list[StandIn]:
         """As `torch.chunk`, along the rows."""
@@ -100,7 +101,11 @@ class StandIn:
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        own: dict[Callable[..., Any], Callable[..., Any]] = {torch.split: cls.split, torch.chunk: cls.chunk, torch.cat: cls.cat}
+        own: dict[Callable[..., Any], Callable[..., Any]] = {
+            torch.split: cls.split,
+            torch.chunk: cls.chunk,
+            torch.cat: cls.cat,
+        }
         if function not in own:
             raise TypeError(f"{getattr(function, '__name__', function)} is more than renaming")
         return own[function](*args, **kwargs or {})
