@@ -101,9 +101,11 @@ class Interference:
         happens there and adds up with, cancels or drowns what i does: `cosine` and `change` tell which.
 
         How well it predicts: `benchmarks.interference` sums all pairs of six adapters of one small language model, 30 cases of a
-        task and a partner. Over them the score ranks the rise of the task's loss with Spearman's ρ = 0.45, its fall of exact answers
-        with 0.47; `change`, cosines, subspace overlaps and sign conflicts stay between −0.2 and 0.3. A hint of which partner
-        to look at first, then, not a forecast of the loss: how fragile a task is does not show in its adapter's weights.
+        task and a partner. Over them the score ranks the rise of the task's loss with Spearman's ρ = 0.45, the fall of exact answers
+        with 0.47, and the partners of one task with 0.62 on average. Cosines, overlaps, sign conflicts and `change` stay within ±0.3
+        over all cases; the rank of A_i alone reaches 0.37. The definition was chosen on these same cases. So it hints at which partner
+        to look at first; how fragile a task is does not show in its adapter's weights. It does not see how strong two adapters
+        are beside each other: that is `change`.
         """
         others = ~np.eye(len(self.adapters), dtype=bool)
         whole = np.einsum("ij,ik,mjk->mi", others, others, self.inner)
