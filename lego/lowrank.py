@@ -55,7 +55,11 @@ def exact_gram(rows: Float[Tensor, "modules units length"]) -> Float[Tensor, "mo
 
 def core_of(down: Down, up: Up) -> Core:
     """The `Core` of ``up @ down``."""
-    gram_down, gram_up = exact_gram(down), exact_gram(up.mT)
+    return core_from(exact_gram(down), exact_gram(up.mT))
+
+
+def core_from(gram_down: Float[Tensor, "modules units units"], gram_up: Float[Tensor, "modules units units"]) -> Core:
+    """The same from inner products, fp64."""
     values, vectors = torch.linalg.eigh(gram_up)
     root = (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
     squares, x = torch.linalg.eigh(root @ gram_down @ root)

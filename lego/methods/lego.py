@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from lego.adapter import largest
 from lego.cluster import partition
+from lego.geometry import Geometry, arrange, best_rank_one
 from lego.registry import Merged, Rank, merge_method, resolve_rank, source_rank
 from lego.units import Pool
 
@@ -25,8 +26,16 @@ def lego(
     pool: Pool,
     *,
     k: Annotated[
-        Rank, Field(description="Clusters, the merged rank: a number, or a multiple of the sources' rank.")
+        Rank,
+        Field(description="Clusters, the merged rank: a number, a multiple of the sources' rank, or a kept energy."),
     ] = "2r",
+    geometry: Annotated[
+        Geometry,
+        Field(
+            description="Where units lie: as trained (paper), of equal halves and aligned signs (balanced), rewritten in singular "
+            "vectors (singular), or as matrices b aᵀ (rank-one)."
+        ),
+    ] = "paper",
     parameter_reweighting: Annotated[
         bool, Field(description="Give each centroid the mean peak of its members, against the decay of averaged norms.")
     ] = True,
@@ -40,15 +49,17 @@ def lego(
 ) -> Merged:
     """Take the LoRAs apart into rank-one units, cluster them, and merge the clusters' centroids into one LoRA of any rank."""
     clusters = resolve_rank(k, pool, r)
-    labels = partition(pool, clusters, restarts)
-    member = one_hot(labels, clusters).to(pool.down.dtype)  # (M, units, k)
+    units = arrange(pool, geometry)
+    labels = partition(units, clusters, restarts)
+    member = one_hot(labels, clusters).to(units.down.dtype)  # (M, units, k)
     mean = (member / member.sum(1, keepdim=True)).mT  # (M, k, units)
 
     # Algorithm 1: a centroid is a row of A' and a column of B'.
-    down, up = mean @ pool.down, pool.up @ mean.mT
+    left, right = best_rank_one(units, member) if geometry == "rank-one" else (mean, mean)
+    down, up = left @ units.down, units.up @ right.mT
 
     if parameter_reweighting:
-        factor = mean @ peak(pool.down, pool.up)[:, :, None] / peak(down, up)[:, :, None].clamp_min(1e-30)
+        factor = mean @ peak(units.down, units.up)[:, :, None] / peak(down, up)[:, :, None].clamp_min(1e-30)
         down, up = factor * down, factor.mT * up
 
     if output_reweighting:  # Theorem 3.1; half of it on each side
