@@ -21,6 +21,8 @@ from lego.weights import Weight
 
 # Rows of an update that are looked at for sign conflicts; a module with no more outputs is counted in full.
 ROWS = 64
+# Updates that cancel to less than this share of their energy are nothing but rounding of fp32 factors.
+ROUNDING = 1e-12
 
 Pairs = Float[np.ndarray, "modules n n"]
 
@@ -109,7 +111,8 @@ class Interference:
         """
         others = ~np.eye(len(self.adapters), dtype=bool)
         whole = np.einsum("ij,ik,mjk->mi", others, others, self.inner)
-        return np.minimum(divided(self.on_inputs, whole * (self.norms > 0)), 1)
+        real = (self.norms > 0) & (whole > ROUNDING * (self.norms**2).sum(1, keepdims=True))
+        return np.minimum(divided(self.on_inputs, whole * real), 1)
 
     @property
     def score(self) -> Float[np.ndarray, " modules"]:
@@ -140,12 +143,8 @@ class Interference:
     def text(self) -> str:
         """Adapters, pairs and modules for a terminal, 100 columns, the worst pairs and modules first."""
         every, names = self.total(), [short(name, 24) for name in self.adapters]
-        adapters = [
-            [name, f"{norm:.4g}", f"{score:.3f}", f"{change:.3f}"]
-            for name, norm, score, change in zip(
-                names, every.norms[0], every.scores[0], every.change_by_others[0], strict=True
-            )
-        ]
+        facts = zip(names, every.norms[0], every.scores[0], every.change_by_others[0], strict=True)
+        adapters = [[name, f"{norm:.4g}", f"{score:.3f}", f"{change:.3f}"] for name, norm, score, change in facts]
         hit, change = every.hit[0], every.change[0]
         pairs = [(i, j) for i, j in product(range(len(names)), repeat=2) if i != j]
         pairs.sort(key=lambda pair: -hit[pair])
@@ -241,9 +240,7 @@ def products(pool: Pool, sources: int) -> dict[str, Tensor]:
     basis_in = orthonormal(gram_down, member)
     # Columns of A Q_iᵀ for every i, so that ‖B_j A_j Q_iᵀ‖² is a sum over G_B.
     on_basis = gram_down @ basis_in.mT
-    response = torch.stack(
-        [member.T @ ((on_basis * own) @ on_basis.mT * gram_up) @ member for own in member.T], dim=1
-    )  # (modules, i, j, k)
+    response = torch.stack([member.T @ ((on_basis * own) @ on_basis.mT * gram_up) @ member for own in member.T], dim=1)
     return {
         "inner": member.T @ units @ member,
         "response": response,
@@ -291,7 +288,7 @@ def signs(pool: Pool, sources: int, rows: int) -> dict[str, Tensor]:
         for i, j in combinations_with_replacement(pool.present, 2):
             least = torch.minimum(parts[i].abs(), parts[j].abs())
             shared[m, i, j] = shared[m, j, i] = least.sum()
-            opposed[m, i, j] = opposed[m, j, i] = least[(parts[i] < 0) != (parts[j] < 0)].sum()
+            opposed[m, i, j] = opposed[m, j, i] = (least * ((parts[i] < 0) != (parts[j] < 0))).sum()
     scale = outputs / picked.shape[1]
     return {"shared": shared * scale, "opposed": opposed * scale}
 
