@@ -54,7 +54,8 @@ def test_the_score_is_of_what_the_others_do_on_the_inputs_that_one_reads() -> No
 
 
 def test_others_that_cancel_each_other_do_nothing() -> None:
-    found = interference([make_adapter("one", 1), make_adapter("two", 2), make_adapter("two again", 2)], [1, 0.7, -0.7])
+    copies = [make_adapter(name, 2) for name in ("two", "copy", "another")]
+    found = interference([make_adapter("one", 1), *copies], [1, 0.9, -0.3, -0.6])
     assert found.change_by_others[:, 0] == pytest.approx(0, abs=1e-6)
     assert found.scores[:, 0] == pytest.approx(0)  # not rounding over rounding
     assert found.hit[:, 0, 1].min() > 0
