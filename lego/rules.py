@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lego.lowrank import NUMERICAL_RANK
 from lego.orthogonal import orthogonal_sum
+from lego.registry import Rank
 from lego.units import Pool
 
 RuleName = Literal["sum", "magnitude_prune", "ties", "dare_linear", "dare_ties", "tsv"]
@@ -46,6 +46,9 @@ WeightedVote = Annotated[
     Field(description="Elect after the weights (mergekit) rather than before (PEFT); the TIES paper has no weights."),
 ]
 
+Cut = Annotated[
+    Rank, Field(description="Rank the merged update is cut to: a number, a multiple of the sources' rank, or all.")
+]
 Scaled = Annotated[
     bool,
     Field(description="Merge Σ V (the authors' code, KnOTS) rather than V: the weaker directions are trimmed first."),
@@ -99,14 +102,14 @@ def source_weights(pool: Pool) -> Weights:
 
 
 def largest(magnitudes: Float[Tensor, "modules entries"], count: int) -> Float[Tensor, "modules 1"]:
-    """The count-th largest entry of each module; infinite for a count of 0."""
+    """The count-th largest entry of each module; infinite for a count of 0. Leaves the magnitudes in another order."""
     if count < 1:
         return magnitudes.new_full((len(magnitudes), 1), torch.inf)
     place = magnitudes.shape[1] - count
     if magnitudes.device.type != "cpu":
         return magnitudes.kthvalue(place + 1, dim=1, keepdim=True).values
-    # NumPy selects many times faster than torch does on a CPU.
-    return torch.from_numpy(np.partition(magnitudes.numpy(), place, axis=1)[:, place, None].copy())
+    magnitudes.numpy().partition(place, axis=1)  # in place, and many times faster than torch's selection on a CPU
+    return magnitudes[:, place, None].clone()
 
 
 def threshold(tensor: Rows, density: float) -> Float[Tensor, "modules 1 1"]:
@@ -122,7 +125,8 @@ def trim(tensor: Rows, density: float) -> Rows:
 
 def drop_and_rescale(tensor: Rows, density: float, uniform: Rows) -> Rows:
     """Keep each entry with probability ``density`` and divide it by that (DARE, arXiv 2311.03099, section 3.2)."""
-    return torch.where(uniform < density, tensor / density, 0)
+    kept = (density - uniform).sign_().relu_()  # 1 where uniform < density; floats, since torch is slow with booleans
+    return kept.mul_(tensor).div_(density)
 
 
 def weighted_sum(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
@@ -132,12 +136,13 @@ def weighted_sum(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
 
 def disjoint_mean(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
     """Elect a sign for each entry and average the sources that have it (TIES, arXiv 2306.01708, steps 2 and 3)."""
-    weighted = tensors * weights
-    voters = weighted if rule.weighted_vote else tensors
-    votes = voters if rule.majority == "total" else voters.sign()
-    elected = torch.where(votes.sum(0) >= 0, 1.0, -1.0)
-    agrees = voters.sign() == elected
-    return (weighted * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+    voters = tensors * weights if rule.weighted_vote else tensors
+    votes = (voters if rule.majority == "total" else voters.sign()).sum(0)
+    elected = torch.where(votes >= 0, 1.0, -1.0)
+    agreeing = (voters * elected).relu_()  # magnitudes of those that have the sign, 0 for the others
+    count = agreeing.sign().sum(0).clamp_min_(1)
+    shares = agreeing if rule.weighted_vote else agreeing.mul_(weights)
+    return shares.sum(0).mul_(elected).div_(count)
 
 
 def task_singular_vectors(rule: Rule, tensors: Stack, weights: Weights) -> Rows:

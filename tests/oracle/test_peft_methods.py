@@ -106,6 +106,9 @@ def test_reading_gives_pefts_own_deltas(name: str, tmp_path: Path) -> None:
         ("ties", "ties", ["equal", "scaled"], {"density": 0.45}),
         ("ties", "ties", ["equal", "scaled"], {"density": 0.7, "majority": "frequency"}),
         ("magnitude_prune", "magnitude_prune", ["equal", "scaled"], {"density": 0.45}),
+        ("ties_svd", "ties_svd", ["equal", "scaled", "mixed"], {"density": 0.45, "rank": 3}),
+        ("ties_svd", "ties_svd", ["equal", "scaled", "mixed"], {"density": 0.7, "rank": 5, "majority": "frequency"}),
+        ("magnitude_prune_svd", "magnitude_prune_svd", ["equal", "scaled", "mixed"], {"density": 0.45, "rank": 3}),
     ],
 )
 def test_equals_peft(
@@ -147,6 +150,46 @@ def test_dare_equals_peft_given_the_same_drops(method: str, tmp_path: Path, monk
         )
         assert relative(merged[module].delta(), (up @ down).detach().double().numpy()) < 1e-5
         assert next(draws, None) is None
+
+
+@pytest.mark.parametrize("method", ["dare_linear_svd", "dare_ties_svd"])
+@pytest.mark.parametrize("name", SETS)
+def test_dare_of_updates_equals_peft_given_the_same_drops(
+    method: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(SETS[name])
+    adapters, weights, density = saved(model, tmp_path), [1.0, 0.5, -1.0], 0.6
+    merged = lego.merge(adapters, method=method, weights=weights, density=density, rank=3, seed=3)
+    for module in merged.modules:
+        units = pool(adapters, module, weights, seed=3)
+        sources = iter(units.present)
+
+        def same_drops(
+            tensor: torch.Tensor, density: float, rescale: bool, sources=sources, units=units
+        ) -> torch.Tensor:
+            kept = units.uniform(*tensor.shape, stream=f"{next(sources)}/0")[0] < density
+            return tensor * kept / density
+
+        monkeypatch.setattr(merge_utils, "random_pruning", same_drops)
+        target = model.get_submodule(f"base_model.model.{module}")
+        names = [adapter.name for adapter in adapters]
+        down, up = model.base_model._svd_generalized_task_arithmetic_weighted_adapter(
+            method, names, weights, 3, target, None, None, density, "total"
+        )
+        # PEFT's SVD is in fp32, and σ_3 stands close to σ_4 in some modules.
+        assert relative(merged[module].delta(), (up @ down).detach().double().numpy()) < 5e-5
+        assert next(sources, None) is None
+
+
+@pytest.mark.parametrize("method", ["svd", "dare_linear_svd", "magnitude_prune_svd"])
+@pytest.mark.parametrize("name", SETS)
+def test_what_drops_nothing_is_the_exact_sum(method: str, name: str, tmp_path: Path) -> None:
+    """Against D itself: versions of PEFT applied the scaling twice."""
+    adapters, weights = saved(trained(SETS[name]), tmp_path), [1.0, 0.3, -2.0]
+    parameters = {"rank": "all"} | ({} if method == "svd" else {"density": 1.0})
+    merged = lego.merge(adapters, method=method, weights=weights, **parameters)
+    for module in merged.modules:
+        assert relative(merged[module].delta(), dense_sum(adapters, weights, module)) < 1e-5
 
 
 def test_drops_keep_the_share_and_the_mean(tmp_path: Path) -> None:
