@@ -1,64 +1,198 @@
-"""A merge as data: everything needed to do it again."""
+"""A merge as data: everything needed to do it again. Written in full by every merge, short where a person writes it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from lego.errors import AdapterError
 
 DType = Literal["float16", "bfloat16", "float32"]
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+SHA256 = "^[0-9a-f]{64}$"
 
 
-class Source(BaseModel):
-    """One adapter of a merge: a path or a hub id, its hash, its weight (one number, or numbers by patterns on module names)."""
+class Part(BaseModel):
+    """A part of a recipe. The description of a field is what it takes, and what an error says."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str | None = None
-    path: str | None = None
-    hub: str | None = Field(None, description="owner/name")
-    revision: str | None = Field(None, description="branch, tag or commit of the hub's repository")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    weight: float | dict[str, float] = 1.0
+
+class Source(Part):
+    """One adapter of a merge: where it is, its hash, its weight. A bare string stands for ``path``, or for ``hub`` (see `place`)."""
+
+    name: str | None = Field(None, description="a name")
+    path: str | None = Field(None, description="a path, relative to the recipe's file")
+    hub: str | None = Field(
+        None, pattern=f"^{HUB_ID.pattern.split('(?:')[0]}$", description="a hub id, owner/name (its revision apart)"
+    )
+    revision: str | None = Field(None, description="a branch, tag or commit of the hub's repository")
+    sha256: str | None = Field(None, pattern=SHA256, description="the weights file's SHA-256, 64 digits of 0-9a-f")
+    weight: float | dict[str, float] = Field(
+        1.0, description="a number, or numbers by pattern on module names such as {q_proj: 0.5}"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_string(cls, value: Any, info: ValidationInfo) -> Any:
+        """A bare string as a source."""
+        return place(value, (info.context or {}).get("folder", Path())) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def one_place(self) -> Source:
+        """Refuse what is in two places, or a revision of nothing."""
+        if self.path and self.hub:
+            raise ValueError("has a path and a hub id; give one of them")
+        if self.revision and not self.hub:
+            raise ValueError("has a revision but no hub id")
+        return self
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return self.path or (f"{self.hub}{at}" if self.hub else self.name or "a source without a place")
 
 
-class Output(BaseModel):
+def place(text: str, folder: Path) -> dict[str, str]:
+    """What a bare string means: a path when there is one or it cannot be a hub id, else ``owner/name`` or ``owner/name@revision``."""
+    if (folder / Path(text).expanduser()).exists() or not (found := HUB_ID.fullmatch(text)):
+        return {"path": text}
+    hub, revision = found.groups()
+    return {"hub": hub, **({"revision": revision} if revision else {})}
+
+
+class Output(Part):
     """How the merged adapter is written."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    format: str | None = Field(default=None, description="peft, diffusers or kohya; the first source's unless given")
-    dtype: DType = "float16"
+    format: str | None = Field(None, description="peft, diffusers or kohya; the first source's unless given")
+    dtype: DType = Field("float16", description=" or ".join(get_args(DType)))
 
 
-class Recipe(BaseModel):
+class Tuned(Part):
+    """What the strength was chosen on: the hash of the rows' file, which of its rows and how many, and the base."""
+
+    rows: str = Field(pattern=SHA256, description="the SHA-256 of the rows' file")
+    count: int = Field(description="how many rows")
+    split: str | None = Field(None, description="the rows' split")
+    base: str = Field(description="the base's id")
+
+
+class Recipe(Part):
     """Sources with their hashes, method, parameters, seed and output."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    brickyard: str | None = Field(None, description="the version that made it")
-    base_model: str | None = None
-    sources: list[Source] = Field(min_length=1)
-    method: str = "lego"
-    parameters: dict[str, Any] = {}
-    seed: int = 0
-    output: Output = Field(default_factory=Output)
+    brickyard: str | None = Field(None, description="the version that made it, as a string")
+    base_model: str | None = Field(None, description="the name of the base")
+    sources: list[Source] = Field(
+        min_length=1, description="a list of at least one path, hub id or {path: …, weight: …}"
+    )
+    method: str = Field("lego", description="a name that `python -m lego methods` lists")
+    parameters: dict[str, Any] = Field({}, description="the method's own, name: value")
+    seed: int = Field(0, description="a whole number")
+    tuned_on: Tuned | None = Field(None, description="what the strength was chosen on")
+    output: Output = Field(default_factory=Output, description="{format: …, dtype: …}")
 
     def to_yaml(self) -> str:
         """The recipe as a YAML document, without what is not set."""
         return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
     @classmethod
-    def from_yaml(cls, text: str) -> Recipe:
+    def from_yaml(cls, text: str, where: object = "recipe.yaml", folder: Path | None = None) -> Recipe:
         """Read a recipe.
+
+        Args:
+            text: the document.
+            where: its name in errors.
+            folder: what its relative paths are relative to; the current one unless given.
 
         Raises:
             AdapterError: when the text is not YAML or not a recipe.
         """
+        return cls.check(load(text, where), where, folder)
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """The recipe in a file.
+
+        Raises:
+            AdapterError: when it cannot be read or is not a recipe.
+        """
+        return cls.from_yaml(read_text(path), path, path.parent)
+
+    @classmethod
+    def check(cls, document: Any, where: object, folder: Path | None = None) -> Recipe:
+        """A loaded document as a recipe; as `from_yaml`.
+
+        Raises:
+            AdapterError: naming the field and what it takes.
+        """
         try:
-            return cls.model_validate(yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError) as error:
-            raise AdapterError(f"is not a recipe ({error})", "recipe.yaml") from error
+            return cls.model_validate(document, context={"folder": folder or Path()})
+        except ValidationError as error:
+            raise AdapterError(explain(error, cls), where) from error
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the format leaves open which one counts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, when its keys differ."""
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(text: str, where: object) -> Any:
+    """A YAML document.
+
+    Raises:
+        AdapterError: when the text is none.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise AdapterError(f"is not YAML ({error or 'nested too deeply'})", where) from error
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        AdapterError: when it cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AdapterError(f"cannot be read ({error.strerror})", path) from error
+    except UnicodeDecodeError as error:
+        raise AdapterError("is not text in UTF-8", path) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing wrong, in one line: the field's place, its value and what it takes."""
+    first = error.errors(include_url=False)[0]
+    place, fields, takes, unknown = "", model.model_fields, "", first["type"] == "extra_forbidden"
+    steps, value = list(first["loc"]), repr(first["input"])[:60]
+    for step in steps[:-1] if unknown else steps:
+        if isinstance(step, int):
+            place, takes = f"{place}[{step}]", "a path, a hub id or {path: …, weight: …}"
+        elif step in fields:
+            place, takes = f"{place}.{step}".lstrip("."), fields[step].description or ""
+            inner = [t for t in (fields[step].annotation, *get_args(fields[step].annotation)) if isinstance(t, type)]
+            fields = next((t.model_fields for t in inner if issubclass(t, BaseModel)), fields)
+        elif step not in ("float", "[key]") and not str(step).startswith("dict["):
+            place += f".{step}"  # a pattern of a weight
+    if unknown:
+        hint = "" if place else "; what belongs to the method goes under parameters"
+        return f"{f'{place} has' if place else 'has'} no field {steps[-1]!r}. It takes: {', '.join(fields)}{hint}"
+    if first["type"] == "missing":
+        return f"lacks {place}: it takes {takes}"
+    if first["type"] == "value_error":
+        return f"{place} {first['msg'].removeprefix('Value error, ')}"
+    if not place:
+        return f"is not a recipe but {value}"
+    return f"{place} takes {takes}, not {value}"
