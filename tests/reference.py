@@ -143,3 +143,22 @@ def core_merge(
     left, right = np.linalg.svd(ups, full_matrices=False)[0], np.linalg.svd(downs, full_matrices=False)[2]
     cores = {j: left.T @ tensor @ right.T for j, tensor in tensors.items()}
     return left @ by_rule(rule, cores, weights, density, draw) @ right
+
+
+def ctm_merge(
+    rule: str, tensors: dict[int, np.ndarray], weights: list[float], rank: int, density: float, beta: float, draw: Draw
+) -> np.ndarray:
+    """Compress then Merge on dense updates (arXiv 2606.03723): partial Tucker by SVDs of the unfoldings, a rule on the coordinates."""
+    norms = {j: np.linalg.norm(tensor) for j, tensor in tensors.items()}
+    mean = np.mean(list(norms.values()))
+    even = [tensor / norms[j] * (beta * norms[j] + (1 - beta) * mean) for j, tensor in tensors.items()]
+    left = np.linalg.svd(np.concatenate(even, axis=1))[0][:, :rank]
+    right = np.linalg.svd(np.concatenate([tensor.T for tensor in even], axis=1))[0][:, :rank]
+    for _ in range(1000):
+        before = left
+        left = np.linalg.svd(np.concatenate([tensor @ right for tensor in even], axis=1))[0][:, :rank]
+        right = np.linalg.svd(np.concatenate([tensor.T @ left for tensor in even], axis=1))[0][:, :rank]
+        if np.linalg.norm(left @ left.T - before @ before.T) < 1e-9:
+            break
+    coordinates = {j: left.T @ tensor @ right for j, tensor in tensors.items()}
+    return left @ by_rule(rule, coordinates, weights, density, draw) @ right.T

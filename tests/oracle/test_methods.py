@@ -13,7 +13,7 @@ from lego import Adapter, Factors
 from lego.rules import RULES, RuleName
 from lego.units import pool
 from tests.conftest import make_adapter, mixed_adapters
-from tests.reference import Draw, core_merge, dense_sum, knots_merge, tsv_merge, updates
+from tests.reference import Draw, core_merge, ctm_merge, dense_sum, knots_merge, tsv_merge, updates
 
 SETS = {
     "mixed": mixed_adapters(),  # ranks 4, 2 and 6, targets and scales differ
@@ -109,9 +109,33 @@ def test_core_space_loses_nothing(rule: str) -> None:
         close(merged, module, other[module].delta().double().numpy())
 
 
+@everywhere
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize(("rank", "beta"), [(2, 0.0), (4, 0.25), (3, 1.0)])
+def test_ctm(adapters: list[Adapter], weights: list[float], rule: str, rank: int, beta: float) -> None:
+    parameters = {"rule": rule, "rank": rank, "beta": beta, "density": 0.6}
+    merged = lego.merge(adapters, method="ctm", weights=weights, seed=3, **parameters)
+    assert max(merged.ranks) <= rank
+    for module in merged.modules:
+        tensors, draw = updates(adapters, weights, module), drops(adapters, weights, module)
+        here = min(rank, pool(adapters, module, weights).units)
+        close(merged, module, ctm_merge(rule, tensors, weights, here, 0.6, beta, draw), 1e-4)
+
+
+def test_ctm_of_full_rank_loses_nothing() -> None:
+    adapters, weights = mixed_adapters(), [1.0, 0.5, -1.0]
+    merged = lego.merge(adapters, method="ctm", weights=weights, rule="sum", rank="all")
+    for module in merged.modules:
+        close(merged, module, dense_sum(adapters, weights, module))
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("tsv", {}), ("knots_ties", {}), *(("core", {"rule": rule}) for rule in RULES if "dare" not in rule)],
+    [
+        ("tsv", {}),
+        ("knots_ties", {}),
+        *((m, {"rule": rule}) for m in ("core", "ctm") for rule in RULES if "dare" not in rule),
+    ],
 )
 def test_one_minus_itself_is_nothing(method: str, parameters: dict) -> None:
     one = make_adapter("one", 5)
