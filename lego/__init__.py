@@ -6,19 +6,23 @@ from pathlib import Path
 
 import lego.methods  # noqa: F401 - before the function of the same name below, which then stands for it
 from lego.adapter import Adapter, Factors, ModuleSpec, module_kind, module_layer
+from lego.compare import compare
+from lego.effective import effective_weights
 from lego.errors import AdapterError
 from lego.formats.opening import open_adapter
 from lego.inspect import inspect
+from lego.interference import interference
 from lego.merge import merge
 from lego.preflight import Preflight, preflight, preflight_header
 from lego.recipe import Recipe
 from lego.registry import Method, Parameter, method, methods
 from lego.report import MergeReport
-from lego.write import write_adapter
+from lego.write import merge_into, write_adapter
 
 __all__ = [
-    "Adapter", "AdapterError", "Factors", "MergeReport", "Method", "ModuleSpec", "Parameter", "Preflight", "Recipe", "inspect",
-    "merge", "method", "methods", "module_kind", "module_layer", "preflight", "preflight_header", "read_adapter", "write_adapter",
+    "Adapter", "AdapterError", "Factors", "MergeReport", "Method", "ModuleSpec", "Parameter", "Preflight", "Recipe",
+    "compare", "effective_weights", "inspect", "interference", "merge", "merge_into", "method", "methods", "module_kind",
+    "module_layer", "preflight", "preflight_header", "read_adapter", "write_adapter",
 ]  # fmt: skip
 
 

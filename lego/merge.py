@@ -11,9 +11,9 @@ import torch
 from lego.adapter import Adapter, Factors, ModuleSpec, finite, largest
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity, compare
-from lego.recipe import Recipe, Source
+from lego.recipe import Output, Recipe, Source
 from lego.registry import method as find_method
-from lego.report import MergeReport, SourceReport, module_reports, source_norms, warnings_of
+from lego.report import MergeReport, SourceReport, licence_of, module_reports, source_norms, warnings_of
 from lego.units import Pool, module_names, pools, signature
 from lego.weights import Weight, check_weights, weight_at
 
@@ -54,8 +54,9 @@ def merge(
     """
     merging = Merging(adapters, method, weights, seed, name, device, parameters)
     factors = dict(merging.run(progress))
-    facts = {"base_model": merging.base_model, "config": merging.config, "format": adapters[0].format}
-    return Adapter.from_factors(merging.name, factors, recipe=merging.recipe(), report=merging.report(), **facts)
+    result = merging.adapter(Adapter.from_factors(merging.name, factors).modules, factors)
+    result.recipe, result.report = merging.recipe(), merging.report()
+    return result
 
 
 class Merging:
@@ -147,11 +148,20 @@ class Merging:
             return None
         return found * self.parameters["strength"] / (total if self.method.normalised else 1)
 
-    def recipe(self, hashes: Sequence[str] | None = None) -> Recipe:
-        """The merge as data; ``hashes`` of the sources where others than the real ones are wanted."""
+    def adapter(self, modules: Mapping[str, ModuleSpec], factors: Mapping[str, Factors] | None = None) -> Adapter:
+        """The merged adapter with these modules; without factors it can be looked at, not read."""
+        facts: dict[str, Any] = {
+            "base_model": self.base_model,
+            "config": self.config,
+            "format": self.adapters[0].format,
+        }
+        return Adapter(self.name, modules, (factors or {}).__getitem__, **facts)
+
+    def recipe(self, output: Output | None = None) -> Recipe:
+        """The merge as data."""
         sources = [
-            Source(name=a.name, **place_of(a), sha256=hashes[j] if hashes else a.sha256, weight=self.weights[j])
-            for j, a in enumerate(self.adapters)
+            Source(name=a.name, **place_of(a), sha256=a.sha256, weight=w)
+            for a, w in zip(self.adapters, self.weights, strict=True)
         ]
         return Recipe(
             brickyard=VERSION,
@@ -160,6 +170,7 @@ class Merging:
             method=self.method.name,
             parameters=self.parameters,
             seed=self.seed,
+            output=output or Output(),
         )
 
     def report(self) -> MergeReport:
@@ -175,7 +186,14 @@ class Merging:
             seed=self.seed,
             sources=[
                 SourceReport(
-                    name=a.name, sha256=a.sha256, weight=w, ranks=list(a.ranks), modules=len(a.modules), norm=n
+                    name=a.name,
+                    origin=a.origin,
+                    license=licence_of(a),
+                    sha256=a.sha256,
+                    weight=w,
+                    ranks=list(a.ranks),
+                    modules=len(a.modules),
+                    norm=n,
                 )
                 for a, w, n in zip(self.adapters, self.weights, norms, strict=True)
             ],

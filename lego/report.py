@@ -19,6 +19,8 @@ class SourceReport(BaseModel):
     """One source of a merge: ‖s B A‖_F over all its modules is its norm, before its weight."""
 
     name: str
+    origin: str | None = None
+    license: str | None = None
     sha256: str
     weight: float | dict[str, float]
     ranks: list[int]
@@ -58,6 +60,11 @@ class MergeReport(BaseModel):
     warnings: list[str]
     per_module: list[ModuleReport]
 
+    @property
+    def fidelity(self) -> str:
+        """The three measures over all modules, in words."""
+        return f"relative error {self.relative_error:.4g}, norm ratio {self.norm_ratio:.4g}, cosine {self.cosine:.4g}"
+
     def text(self) -> str:
         """The report for a terminal, without the modules' own lines."""
         ranks = f"{self.rank_min}" if self.rank_min == self.rank_max else f"{self.rank_min}–{self.rank_max}"
@@ -69,8 +76,7 @@ class MergeReport(BaseModel):
         ]
         lines += [
             f"  → {self.name}: {self.modules} modules, rank {ranks}, {self.seconds:.2f} s",
-            f"  against the exact sum: relative error {self.relative_error:.4g}, norm ratio {self.norm_ratio:.4g}, "
-            f"cosine {self.cosine:.4g}",
+            f"  against the exact sum: {self.fidelity}",
             f"  norm {self.norm_before:.4g} → {self.norm_after:.4g}",
         ]
         if self.export_error is not None:
@@ -81,6 +87,12 @@ class MergeReport(BaseModel):
 def spread(ranks: Sequence[int]) -> str:
     """``8`` or ``4–16``."""
     return f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)}–{max(ranks)}"
+
+
+def licence_of(adapter: Adapter) -> str | None:
+    """As its card states it."""
+    found = adapter.card.get("license")
+    return str(found) if found else None
 
 
 def source_norms(pool: Pool, sources: int) -> torch.Tensor:

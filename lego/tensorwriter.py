@@ -1,70 +1,77 @@
 """A safetensors file written one tensor after another, so that only one has to be in memory.
 
-The format wants a header with every tensor's place before the data. Its length is bounded before the first tensor comes; that much is
-left free, filled in at the end, and padded with blanks, which the format allows.
+The format wants a header with every tensor's place before the data, and what the places are is known at the end. So tensors go to a
+file of their own first, and are copied behind the header then, by the kernel. What was added in another order gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, bfloat16, float16, float32, uint8
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-LONGEST = 10**13  # of an offset, in bytes
+DTYPES = {float32: "F32", float16: "F16", bfloat16: "BF16"}
 
 
 class TensorWriter:
     """Add tensors, then `finish`.
 
     Args:
-        path: of the file to make.
-        shapes: every key that may be added, with at least as many digits in its shape as the tensor will have.
-        metadata: strings for the header, or others of the same lengths; `finish` takes the final ones.
+        path: of the file to make; what is added meanwhile lies in an unnamed file beside it.
     """
 
-    def __init__(self, path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> None:
-        longest = {key: entry("BF16", shape, LONGEST, LONGEST) for key, shape in shapes}
-        self.entries: dict[str, Any] = {}
-        self.room = -(-len(header(longest, metadata)) // 8) * 8
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts: dict[str, tuple[str, tuple[int, ...], int, int]] = {}  # dtype, shape, start, bytes
         self.end = 0
-        self.file = path.open("wb")
-        self.file.seek(8 + self.room)
+        self.data = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115 - lives as long as the writer
 
     def add(self, key: str, tensor: Tensor) -> None:
         """Append a tensor."""
-        data = tensor.contiguous()
-        start, self.end = self.end, self.end + data.numel() * data.element_size()
-        self.entries[key] = entry(DTYPES[data.dtype], tuple(data.shape), start, self.end)
-        self.file.write(data.view(-1).view(torch.uint8).numpy().data)
+        flat = tensor.contiguous().view(-1).view(uint8).numpy().data
+        self.parts[key] = DTYPES[tensor.dtype], tuple(tensor.shape), self.end, len(flat)
+        self.end += len(flat)
+        while flat:
+            flat = flat[self.data.write(flat) :]
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the header: only now the file is a safetensors file."""
-        text = header(self.entries, metadata)
-        assert len(text) <= self.room, "shapes and metadata were announced shorter than they are"
-        self.file.seek(0)
-        self.file.write(self.room.to_bytes(8, "little") + text.ljust(self.room))
+    def finish(self, metadata: Mapping[str, str], order: Sequence[str]) -> None:
+        """Make the file.
+
+        Args:
+            metadata: strings for the header.
+            order: all keys, as the file is to have them.
+        """
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt", **dict(sorted(metadata.items()))}}
+        end = 0
+        for key in order:
+            dtype, shape, _, size = self.parts[key]
+            entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end := end + size]}
+        header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        header = header.ljust(-(-len(header) // 8) * 8)  # tensors begin at a multiple of eight, as safetensors has it
+        with self.path.open("wb", buffering=0) as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for key in order:
+                _, _, start, size = self.parts[key]
+                copy(self.data.fileno(), file.fileno(), start, size)
+
+    def close(self) -> None:
+        """Let go of what was added."""
+        self.data.close()
 
     def __enter__(self) -> TensorWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def entry(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
-    """One tensor in the header."""
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-
-
-def header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """The header as bytes; equal content gives equal bytes."""
-    whole = {"__metadata__": {"format": "pt", **dict(sorted(metadata.items()))}, **entries}
-    return json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
+def copy(source: int, target: int, start: int, size: int) -> None:
+    """Copy a range to the end of another file without bringing it into this process."""
+    while size:
+        done = os.sendfile(target, source, start, size)
+        start, size = start + done, size - done

@@ -1,25 +1,79 @@
-"""Write an adapter as a folder that PEFT loads as it is: complete or not at all."""
+"""Write an adapter as a folder that its library loads as it is: complete or not at all, one module after the other."""
 
 from __future__ import annotations
 
-import json
 import os
+import platform
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import save_file
 
-from lego.adapter import Adapter
+from lego.adapter import Adapter, Factors, ModuleSpec, largest
+from lego.card import CARD, card_of
 from lego.errors import AdapterError
-from lego.fidelity import compare
-from lego.formats import peft
+from lego.formats import FORMATS
+from lego.merge import Merging, Progress
+from lego.recipe import DType, Output, Recipe
+from lego.report import MergeReport
+from lego.tensorwriter import TensorWriter
+from lego.weights import Weight
+
+RECIPE, REPORT = "recipe.yaml", "report.json"
+RECIPE_KEY = "brickyard_recipe"
+"""Of the recipe in a safetensors header."""
 
 
-def write_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write an adapter in PEFT's layout, its scales folded in (alpha = rank), with its card and its recipe.
+def merge_into(
+    path: str | Path,
+    adapters: Sequence[Adapter],
+    *,
+    method: str = "lego",
+    weights: Sequence[Weight] | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+    format: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    progress: Progress | None = None,
+    **parameters: Any,
+) -> MergeReport:
+    """Merge adapters from files to files: one group of modules at a time is in memory, whatever the number of layers.
+
+    Args:
+        path: the folder to make; it must not exist.
+        adapters, method, weights, seed, name, device, progress, **parameters: as `lego.merge`.
+        format: a key of `lego.formats.FORMATS`; the first adapter's unless given.
+        dtype: of the weights on disk.
+
+    Raises:
+        AdapterError: as `lego.merge` and `write_adapter`.
+    """
+    target = Path(path)
+    merging = Merging(adapters, method, weights, seed, name or target.name, device, parameters)
+    output = Output(format=format or adapters[0].format, dtype=dtype_name(dtype))
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter alone
+        hashing = [beside.submit(lambda adapter: adapter.sha256, adapter) for adapter in merging.adapters]
+        with writing(target, merging.adapter(merging.largest()), output) as writer:
+            for module, factors in merging.run(progress):
+                writer.add(module, factors)
+            for future in hashing:
+                future.result()
+            report = merging.report()
+            report.export_error = writer.rounding
+            writer.finish(merging.adapter(writer.specs), merging.recipe(output), report)
+    return report
+
+
+def write_adapter(
+    adapter: Adapter, path: str | Path, dtype: torch.dtype = torch.float16, format: str | None = None
+) -> Path:
+    """Write an adapter, its scales folded in (alpha = rank), with its card and its recipe.
 
     Everything is written beside the target under a temporary name and renamed: a reader sees nothing or the whole folder. A merged
     adapter's report learns the error that rounding to ``dtype`` made.
@@ -28,23 +82,59 @@ def write_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype = torch
         adapter: from `merge` or `read_adapter`.
         path: the folder to make; it must not exist.
         dtype: of the weights on disk.
+        format: a key of `lego.formats.FORMATS`; the adapter's own unless given.
 
     Raises:
-        AdapterError: when the folder exists or cannot be written, or a value does not fit into ``dtype``.
+        AdapterError: when the folder exists or cannot be written, a value does not fit into ``dtype``, or the format cannot hold it.
     """
-    target = Path(path)
+    target, recipe = Path(path), adapter.recipe
+    output = Output(format=format or adapter.format, dtype=dtype_name(dtype))
+    if recipe is not None:
+        recipe = adapter.recipe = recipe.model_copy(update={"output": output})
+    with writing(target, adapter, output) as writer:
+        for module in adapter.modules:
+            writer.add(module, adapter[module])
+        if adapter.report is not None:
+            adapter.report.export_error = writer.rounding
+        writer.finish(adapter, recipe, adapter.report)
+    return target
+
+
+def dtype_name(dtype: torch.dtype) -> DType:
+    """As a recipe says it.
+
+    Raises:
+        AdapterError: for a type that no adapter is stored in.
+    """
+    names: dict[torch.dtype, DType] = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+    if dtype not in names:
+        raise AdapterError(f"weights are not written as {dtype}", None, f"Types: {', '.join(names.values())}.")
+    return names[dtype]
+
+
+@contextmanager
+def writing(target: Path, announced: Adapter, output: Output) -> Iterator[Writer]:
+    """A `Writer` into a folder beside the target, which becomes the target when all went well.
+
+    Args:
+        target: the folder to make.
+        announced: with the modules that will come; their ranks may come out lower.
+        output: format and type on disk.
+    """
     if target.exists() or target.is_symlink():
         raise AdapterError("exists already", target, "Choose another name or remove it first.")
-    tensors = peft.tensors_of(adapter, dtype)
-    if adapter.report is not None:
-        adapter.report.export_error = rounding_error(adapter, tensors)
+    if output.format not in FORMATS:
+        raise AdapterError(f"there is no format {output.format!r}", None, f"Formats: {', '.join(FORMATS)}.")
+    mine = f".{target.name}.{platform.node()}."
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        remove_abandoned(target.parent, mine)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}.", dir=target.parent))
     except OSError as error:
         raise AdapterError(f"cannot be written ({error.strerror})", target) from error
     try:
-        fill(scratch, adapter, tensors, target.name)
+        with Writer(scratch, target.name, announced, output) as writer:
+            yield writer
         scratch.chmod(0o755)
         os.rename(scratch, target)
     except OSError as error:
@@ -53,68 +143,85 @@ def write_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype = torch
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
-def fill(folder: Path, adapter: Adapter, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Put all files of an adapter into an empty folder."""
-    metadata = {"format": "pt"}
-    if adapter.recipe is not None:
-        recipe = adapter.recipe.to_yaml()
-        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        metadata["brickyard_recipe"] = recipe
-    if adapter.report is not None:
-        (folder / "report.json").write_text(adapter.report.model_dump_json(indent=1), encoding="utf-8")
-    (folder / peft.CONFIG).write_text(json.dumps(peft.config_of(adapter), indent=2) + "\n", encoding="utf-8")
-    (folder / peft.CARD).write_text(card_of(adapter, name), encoding="utf-8")
-    save_file(tensors, folder / peft.WEIGHTS, metadata=metadata)
-    sort_metadata(folder / peft.WEIGHTS)
-    (folder / peft.WEIGHTS).chmod(0o644)
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what killed processes of this machine left of the same target."""
+    for path in folder.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix).split(".")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order: the library writes it in a random one, and equal merges must be equal files."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(ordered) <= length, "the same entries, so never longer"
-        file.seek(8)
-        file.write(ordered.ljust(length))
+class Writer:
+    """Puts modules into the weights file as they come, and everything else at the end.
 
+    Attributes:
+        specs: of the modules written so far.
+    """
 
-def rounding_error(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> float:
-    """Relative error that the type on disk makes in the whole update."""
-    error = target = 0.0
-    for module in adapter.modules:
-        factors = adapter[module]
-        down, up = (tensors[f"base_model.model.{module}.lora_{half}.weight"].float() for half in "AB")
-        part = compare(down[None], up[None], factors.down[None], factors.scale * factors.up[None])
-        error, target = error + float(part.error.sum()), target + float(part.target.sum())
-    return (error / target) ** 0.5 if target else 0.0
+    def __init__(self, folder: Path, name: str, announced: Adapter, output: Output) -> None:
+        self.folder, self.name, self.output = folder, name, output
+        self.format = FORMATS[str(output.format)](announced)
+        self.dtype: torch.dtype = getattr(torch, output.dtype)
+        self.file = TensorWriter(folder / self.format.weights.format(name=name))
+        self.specs: dict[str, ModuleSpec] = {}
+        self.error = self.target = 0.0
 
+    def add(self, module: str, factors: Factors) -> None:
+        """Write one module.
 
-def card_of(adapter: Adapter, name: str) -> str:
-    """A model card as the hub expects it: what was merged, how, and how close it is to the exact sum."""
-    front = {"library_name": "peft", "tags": ["lora", "brickyard"]}
-    if adapter.base_model:
-        front = {"base_model": adapter.base_model, **front}
-    lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", ""]
-    if (report := adapter.report) is not None:
-        front_parameters = ", ".join(f"{key}={value}" for key, value in report.parameters.items())
-        lines += [f"Merged with `{report.method}` ({front_parameters}, seed {report.seed}) by Brickyard.", ""]
-        lines += ["| source | weight | rank | sha256 |", "|---|---|---|---|"]
-        lines += [
-            f"| {s.name} | {s.weight:g} | {', '.join(map(str, s.ranks))} | `{s.sha256}` |" for s in report.sources
-        ]
-        lines += ["", "Against the exact weighted sum of the sources: " + fidelity_line(report), ""]
-    return "\n".join(lines)
+        Raises:
+            AdapterError: when a value does not fit into the type.
+        """
+        factors = factors.folded()
+        tensors = self.format.tensors(module, factors)
+        rounded = {key: tensor.to(self.dtype) for key, tensor in tensors.items()}
+        for key, tensor in rounded.items():
+            most = largest(tensor.flatten(), 0)
+            if not bool(torch.isfinite(most)):
+                reached = float(tensors[key].abs().max())
+                raise AdapterError(
+                    f"{key} reaches {reached:.3g}, too large for {self.dtype}", self.name, "Write float32."
+                )
+            self.file.add(key, tensor)
+        down, up = (tensor.float() for tensor in list(rounded.values())[:2])
+        self.compare(down.view_as(factors.down), up.view_as(factors.up), factors)
+        kernel, embedding = factors.kernel, factors.embedding
+        sizes = (factors.rank, factors.down.shape[1], factors.up.shape[0])
+        self.specs[module] = ModuleSpec(*sizes, 1.0, "F32", factors.bias is not None, kernel, embedding)
 
+    def compare(self, down: torch.Tensor, up: torch.Tensor, exact: Factors) -> None:
+        """Add up ‖B̃Ã − BA‖_F² as (B̃ [Ã − A] + [B̃ − B] A), where nothing cancels, and ‖BA‖_F²."""
+        left, right = torch.cat([up, up - exact.up], 1), torch.cat([down - exact.down, exact.down])
+        self.error += float(((left.T @ left) * (right @ right.T)).sum())
+        self.target += float(((exact.up.T @ exact.up) * (exact.down @ exact.down.T)).sum())
 
-def fidelity_line(report: object) -> str:
-    """Relative error, norm ratio and cosine in words."""
-    return (
-        f"relative error {report.relative_error:.4g}, norm ratio {report.norm_ratio:.4g}, "  # type: ignore[attr-defined]
-        f"cosine {report.cosine:.4g}. `recipe.yaml` makes it again."  # type: ignore[attr-defined]
-    )
+    @property
+    def rounding(self) -> float:
+        """Relative error that the type on disk makes in the whole update."""
+        return (max(self.error, 0) / self.target) ** 0.5 if self.target > 0 else 0.0
+
+    def finish(self, adapter: Adapter, recipe: Recipe | None, report: MergeReport | None) -> None:
+        """Make the weights file and those beside it: config, recipe, report, card.
+
+        Args:
+            adapter: with its modules as they were written.
+            recipe, report: of a merge.
+        """
+        order = [key for module, spec in adapter.modules.items() for key in self.format.entries(module, spec)]
+        metadata = self.format.metadata(adapter)
+        self.file.finish(metadata if recipe is None else {**metadata, RECIPE_KEY: recipe.to_yaml()}, order)
+        files = {**self.format.companions(adapter), CARD: card_of(adapter, report, self.name, str(self.output.format))}
+        if recipe is not None:
+            files[RECIPE] = recipe.to_yaml()
+        if report is not None:
+            files[REPORT] = report.model_dump_json(indent=1)
+        for file, text in files.items():
+            (self.folder / file).write_text(text, encoding="utf-8")
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()

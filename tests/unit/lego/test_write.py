@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 import lego
@@ -56,10 +58,86 @@ def test_equal_merges_are_equal_files(tmp_path: Path) -> None:
     assert lego.read_adapter(written[0]).modules == lego.read_adapter(written[1]).modules
 
 
-def test_a_recipe_that_is_none() -> None:
-    for text in ("[", "sources: 3", "method: lego"):
-        with pytest.raises(AdapterError, match="not a recipe"):
-            Recipe.from_yaml(text)
+@pytest.mark.parametrize("method", ["lego", "sum"])
+def test_streaming_gives_the_same_bytes(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From files to files, however the modules are grouped, equal to merging in memory and writing."""
+    sources = [lego.read_adapter(lego.write_adapter(a, tmp_path / a.name)) for a in mixed_adapters()]
+    parameters = {"k": "80%"} if method == "lego" else {}
+    merged = lego.merge(sources, method=method, weights=[1, {"q_proj": 0.5}, -1], name="x", **parameters)
+    expected = lego.write_adapter(merged, tmp_path / "memory" / "x")
+    for group in (1, 2**30):
+        monkeypatch.setattr("lego.units.GROUP_BYTES", group)
+        steps: list[tuple[int, int]] = []
+        out = tmp_path / str(group) / "x"
+        report = lego.merge_into(
+            out,
+            sources,
+            method=method,
+            weights=[1, {"q_proj": 0.5}, -1],
+            progress=lambda done, total, steps=steps: steps.append((done, total)),
+            **parameters,
+        )
+        for file in ("adapter_model.safetensors", "adapter_config.json", "recipe.yaml"):
+            assert (out / file).read_bytes() == (expected / file).read_bytes(), file
+        assert report.export_error == pytest.approx(merged.report.export_error, rel=1e-3)
+        assert steps[-1] == (6, 6)
+        assert json.loads((out / "report.json").read_text())["per_module"] == [
+            line.model_dump() for line in report.per_module
+        ]
+
+
+def test_stopped_by_progress_leaves_nothing(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lego.merge_into(tmp_path / "out", mixed_adapters(), progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    own, living = (tmp_path / f".out.{platform.node()}.{pid}.abc" for pid in (dead.pid, os.getppid()))
+    for folder in (own, living, tmp_path / f".out.elsewhere.{dead.pid}.abc"):
+        folder.mkdir()
+    lego.write_adapter(make_adapter("a", 1), tmp_path / "out")
+    assert not own.exists()
+    assert len(list(tmp_path.iterdir())) == 3  # one of a living process, one of another machine, and the adapter
+
+
+def test_the_card_says_what_the_hub_wants_to_know(tmp_path: Path) -> None:
+    one, other = equal_adapters(2)
+    one.card, other.card, one.base_model, one.origin = (
+        {"license": "mit"},
+        {"license": "mit"},
+        "owner/base",
+        "owner/one@abc",
+    )
+    text = (lego.write_adapter(lego.merge([one, other]), tmp_path / "a") / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1]) == {
+        "base_model": "owner/base",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "license": "mit",
+        "tags": ["lora", "merge", "brickyard"],
+    }
+    assert "| owner/one@abc | 1.0 | 4 | mit |" in text
+    other.card, one.base_model = {}, "/home/me/base"
+    merged = lego.merge([one, other])
+    assert (merged.recipe.sources[0].hub, merged.recipe.sources[0].revision) == ("owner/one", "abc")
+    text = (lego.write_adapter(merged, tmp_path / "b") / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert "base_model" not in front
+    assert front["license"] == "other"
+    assert "not stated" in text
+
+
+def test_types_that_no_adapter_is_stored_in(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"not written as torch\.int8"):
+        lego.write_adapter(make_adapter("a", 1), tmp_path / "out", torch.int8)
+    with pytest.raises(AdapterError, match="no format 'gguf'"):
+        lego.write_adapter(make_adapter("a", 1), tmp_path / "out", format="gguf")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -80,7 +158,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lego.write.save_file", full)
+    monkeypatch.setattr("lego.tensorwriter.TensorWriter.finish", full)
     with pytest.raises(AdapterError, match="No space left"):
         lego.write_adapter(make_adapter("a", 1), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
