@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,7 +179,11 @@ def stable_diffusion(tensors: dict[str, Any]) -> Mapping[str, Any]:
 
 
 class Kohya(Format):
-    """One file for Stable Diffusion's web interfaces, with diffusers' names of the UNet's blocks."""
+    """One file for Stable Diffusion's web interfaces, with diffusers' names of the UNet's blocks.
+
+    All modules get one alpha, the commonest rank, and weights to match: where alphas differ diffusers (0.42) applies them to other
+    modules than kohya's tools do.
+    """
 
     weights = "{name}.safetensors"
     down, up = "{}.lora_down.weight", "{}.lora_up.weight"
@@ -189,6 +194,7 @@ class Kohya(Format):
             or re.search(r"transformer_blocks\.[1-9]", module)
             for module in adapter.modules
         )
+        self.alpha = ranks_of({module: spec.rank for module, spec in adapter.modules.items()})["r"]
         super().__init__(adapter)
 
     def check(self, adapter: Adapter) -> None:
@@ -224,13 +230,14 @@ class Kohya(Format):
         return {**super().entries(module, spec), f"{self.name(module)}.alpha": ()}
 
     def tensors(self, module: str, factors: Factors) -> dict[str, torch.Tensor]:
-        """As in every format, and alpha = rank."""
-        return {**super().tensors(module, factors), f"{self.name(module)}.alpha": torch.tensor(float(factors.rank))}
+        """As in every format but for scale = alpha/rank, and the alpha."""
+        factors = replace(factors, scale=factors.scale * factors.rank / self.alpha)
+        return {**super().tensors(module, factors), f"{self.name(module)}.alpha": torch.tensor(float(self.alpha))}
 
     def metadata(self, adapter: Adapter) -> dict[str, str]:
         """The least that web interfaces look at."""
-        rank = str(ranks_of({module: spec.rank for module, spec in adapter.modules.items()})["r"])
-        found = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        rank = ranks_of({module: spec.rank for module, spec in adapter.modules.items()})["r"]
+        found = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(self.alpha)}
         if self.large:
             found["ss_base_model_version"] = "sdxl_base_v1-0"
         if adapter.base_model:
