@@ -1,7 +1,7 @@
 """k-means on Gram matrices, batched over modules and restarts.
 
-The distance of a unit to a centroid needs only inner products of units:
-‖m_i − μ_c‖² = G_ii − 2/|c| Σ_{j∈c} G_ij + 1/|c|² Σ_{j,l∈c} G_jl. So the weights are never read again, whatever k is and
+The distance of a unit to a centroid needs only the distances between units, and these only inner products:
+‖m_i − μ_c‖² = 1/|c| Σ_{j∈c} ‖m_i − m_j‖² − 1/(2|c|²) Σ_{j,l∈c} ‖m_j − m_l‖². So the weights are never read again, whatever k is and
 however many restarts there are.
 """
 
@@ -12,7 +12,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import embedding_bag
 
 from lego.units import Pool
 
@@ -33,99 +33,137 @@ def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules uni
         return torch.arange(units, device=pool.down.device).expand(modules, units)
     order = pool.gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
     gram = pool.gram.gather(1, order[:, :, None].expand(-1, -1, units)).gather(2, order[:, None].expand(-1, units, -1))
-    repeated = gram.repeat_interleave(restarts, dim=0)
+    squares = squared_distances(gram)
     trials = 2 + int(math.log(k))
-    uniform = pool.uniform(restarts, k, trials, stream="k-means++").flatten(0, 1)
-    labels, inertia = lloyd(repeated, plus_plus(repeated, uniform))
-    best = inertia.unflatten(0, (modules, restarts)).argmin(dim=1)
-    chosen = labels.unflatten(0, (modules, restarts))[torch.arange(modules), best]
+    labels, inertia = lloyd(squares, plus_plus(squares, pool.uniform(restarts, k, trials, stream="k-means++")))
+    chosen = labels.take_along_dim(inertia.argmin(dim=1)[:, None, None], dim=1)[:, 0]
     return torch.empty_like(chosen).scatter_(1, order, chosen)
 
 
+def squared_distances(gram: Float[Tensor, "modules units units"]) -> Float[Tensor, "modules units units"]:
+    """‖m_i − m_j‖² from inner products; 0 where it is nothing but rounding."""
+    norms = gram.diagonal(dim1=1, dim2=2)
+    distance = norms[:, :, None] + norms[:, None] - 2 * gram
+    return torch.where(distance > ROUNDING * torch.maximum(norms[:, :, None], norms[:, None]), distance, 0)
+
+
 def plus_plus(
-    gram: Float[Tensor, "batch units units"], uniform: Float[Tensor, "batch k trials"]
-) -> Int[Tensor, "batch k"]:
+    squares: Float[Tensor, "modules units units"], uniform: Float[Tensor, "modules restarts k trials"]
+) -> Int[Tensor, "modules restarts k"]:
     """Greedy k-means++ seeding (Arthur and Vassilvitskii 2007; greedy as in scikit-learn).
 
     Each next centre is the best of several trials, each drawn with probability ∝ squared distance to the nearest centre so far.
 
     Args:
-        gram: inner products.
+        squares: squared distances of the units.
         uniform: numbers in [0, 1), one for each centre and trial.
 
     Returns:
         Indices of the units that are the first centres.
     """
-    units, norms = gram.shape[1], gram.diagonal(dim1=1, dim2=2)
+    modules, restarts, _, trials = uniform.shape
+    units = squares.shape[1]
+    table, first = squares.flatten(0, 1), first_rows(modules, restarts, units, squares.device)
+    run = trials * torch.arange(modules * restarts, device=squares.device)
+    nearest = squares.new_ones(len(first), units)
     centres: list[Tensor] = []
-    nearest = torch.ones_like(norms)
-    for step, u in enumerate(uniform.unbind(1)):
-        # All remaining distances 0: fewer distinct units than k. Any unit will do, Lloyd gives the cluster a member.
-        mass = torch.where(nearest.sum(1, keepdim=True) > 0, nearest, torch.ones_like(nearest)).cumsum(1)
+    for u in uniform.permute(2, 0, 1, 3).flatten(1, 2).contiguous():
+        mass = nearest.cumsum(1)
+        # All remaining distances 0: fewer distinct units than k. The last unit is taken, Lloyd gives the cluster a member.
         trial = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_(max=units - 1)  # (batch, trials)
-        own = norms.gather(1, trial)[:, :, None]
-        distance = norms[:, None] + own - 2 * gram.gather(1, trial[:, :, None].expand(-1, -1, units))
-        distance = torch.where(distance > ROUNDING * torch.maximum(norms[:, None], own), distance, 0)
-        left = distance if step == 0 else torch.minimum(nearest[:, None], distance)  # (batch, trials, units)
-        best = left.sum(2).argmin(1, keepdim=True)
-        centres.append(trial.gather(1, best))
-        nearest = left.gather(1, best[:, :, None].expand(-1, -1, units))[:, 0]
-    return torch.cat(centres, dim=1)
+        left = table.index_select(0, (first + trial).flatten()).view(-1, trials, units)
+        left = torch.minimum(left, nearest[:, None]) if centres else left
+        best = left.sum(2).argmin(1)
+        nearest = left.view(-1, units).index_select(0, run + best)
+        centres.append(trial.view(-1).index_select(0, run + best))
+    return torch.stack(centres, dim=1).unflatten(0, (modules, restarts))
 
 
 def lloyd(
-    gram: Float[Tensor, "batch units units"], centres: Int[Tensor, "batch k"], steps: int = 100
-) -> tuple[Int[Tensor, "batch units"], Float[Tensor, " batch"]]:
-    """Lloyd's iteration from units as first centres, until no unit changes its cluster.
+    squares: Float[Tensor, "modules units units"], centres: Int[Tensor, "modules restarts k"], steps: int = 100
+) -> tuple[Int[Tensor, "modules restarts units"], Float[Tensor, "modules restarts"]]:
+    """Lloyd's iteration from units as first centres, until no unit changes its cluster; what has converged leaves the batch.
 
     An empty cluster takes the unit that is farthest from its own centroid.
+
+    Args:
+        squares: squared distances of the units.
+        centres: indices of units.
+        steps: at most so many.
 
     Returns:
         The labels and the inertia Σ_i ‖m_i − μ_c(i)‖².
     """
-    k = centres.shape[1]
-    norms = gram.diagonal(dim1=1, dim2=2)
-    distance = norms[:, :, None] - 2 * gram.gather(2, centres[:, None].expand(-1, gram.shape[1], -1))
-    distance = distance + norms.gather(1, centres)[:, None]
-    labels = fill_empty(distance.argmin(dim=2), distance)
+    (modules, restarts, k), units = centres.shape, squares.shape[1]
+    table, first = squares.flatten(0, 1), first_rows(modules, restarts, units, squares.device)
+    to_centres = table.index_select(0, (first + centres.flatten(0, 1)).flatten())
+    labels, inertia = assign(to_centres.view(-1, k, units))
+    active = torch.arange(len(labels), device=labels.device)
     for _ in range(steps):
-        distance = to_centroids(gram, labels, k)
-        moved = fill_empty(distance.argmin(dim=2), distance)
-        if bool((moved == labels).all()):
+        before = labels[active]
+        moved, inertia[active] = assign(to_centroids(table, first[active], before, k))
+        labels[active] = moved
+        active = active[(moved != before).any(1)]
+        if not len(active):
             break
-        labels = moved
-    return labels, inertia(gram, labels, k)
+    return labels.unflatten(0, (modules, restarts)), inertia.unflatten(0, (modules, restarts))
+
+
+def first_rows(modules: int, restarts: int, units: int, device: torch.device) -> Int[Tensor, "batch 1"]:
+    """Where each problem's units begin in the table of all modules' rows: restarts share their module's rows."""
+    return torch.arange(0, modules * units, units, device=device).repeat_interleave(restarts)[:, None]
 
 
 def to_centroids(
-    gram: Float[Tensor, "batch units units"], labels: Int[Tensor, "batch units"], k: int
-) -> Float[Tensor, "batch units k"]:
-    """Squared distances of the units to the clusters' centroids."""
-    member = one_hot(labels, k).to(gram.dtype)
-    mean = member / member.sum(1, keepdim=True)
-    to_mean = gram @ mean
-    return gram.diagonal(dim1=1, dim2=2)[:, :, None] - 2 * to_mean + (mean * to_mean).sum(1, keepdim=True)
+    table: Float[Tensor, "rows units"], first: Int[Tensor, "batch 1"], labels: Int[Tensor, "batch units"], k: int
+) -> Float[Tensor, "batch k units"]:
+    """Squared distances of the units to the clusters' centroids.
+
+    Args:
+        table: squared distances, the rows of all modules below each other.
+        first: the row of each problem's first unit.
+        labels: the cluster of each unit; none is empty.
+        k: number of clusters.
+    """
+    units = labels.shape[1]
+    # Units cluster by cluster: summing their rows is much cheaper than a product with a matrix of zeros and ones.
+    members = (units * labels + torch.arange(units, device=labels.device)).sort(1).values % units
+    counts = sizes(labels, k)
+    starts = counts.flatten().cumsum(0) - counts.flatten()
+    mean = embedding_bag((first + members).flatten(), table, starts, mode="mean").view(-1, k, units)
+    within = torch.zeros_like(counts, dtype=table.dtype).scatter_add_(1, labels, own(mean, labels)) / counts
+    return mean.sub_(within[:, :, None] / 2)
 
 
-def inertia(
-    gram: Float[Tensor, "batch units units"], labels: Int[Tensor, "batch units"], k: int
-) -> Float[Tensor, " batch"]:
-    """Σ_i ‖m_i − μ_c(i)‖² = Σ_i G_ii − Σ_c 1/|c| Σ_{j,l∈c} G_jl."""
-    return to_centroids(gram, labels, k).gather(2, labels[:, :, None]).sum(dim=(1, 2))
+def assign(
+    distance: Float[Tensor, "batch k units"],
+) -> tuple[Int[Tensor, "batch units"], Float[Tensor, " batch"]]:
+    """Each unit's nearest centre, and the sum of these squared distances."""
+    nearest, labels = distance.min(dim=1)  # several times as fast as argmin
+    return fill_empty(labels, distance), nearest.sum(1)
+
+
+def sizes(labels: Int[Tensor, "batch units"], k: int) -> Int[Tensor, "batch k"]:
+    """Number of members of each cluster."""
+    return labels.new_zeros(len(labels), k).scatter_add_(1, labels, torch.ones_like(labels))
+
+
+def own(distance: Float[Tensor, "batch k units"], labels: Int[Tensor, "batch units"]) -> Float[Tensor, "batch units"]:
+    """Each unit's entry for its own cluster."""
+    return distance.gather(1, labels[:, None])[:, 0]
 
 
 def fill_empty(
-    labels: Int[Tensor, "batch units"], distance: Float[Tensor, "batch units k"]
+    labels: Int[Tensor, "batch units"], distance: Float[Tensor, "batch k units"]
 ) -> Int[Tensor, "batch units"]:
     """Give each empty cluster the unit farthest from its centroid, among clusters with more than one member."""
-    k = distance.shape[2]
-    counts = one_hot(labels, k).sum(1)
+    counts = sizes(labels, distance.shape[1])
     if bool(counts.all()):
         return labels
-    labels, own = labels.clone(), distance.gather(2, labels[:, :, None])[:, :, 0].clone()
+    labels, far = labels.clone(), own(distance, labels).clone()
     for row, cluster in (counts == 0).nonzero().tolist():
         movable = counts[row].gather(0, labels[row]) > 1
-        unit = int(own[row].masked_fill(~movable, -torch.inf).argmax())
+        unit = int(far[row].masked_fill(~movable, -torch.inf).argmax())
         counts[row, labels[row, unit]] -= 1
-        labels[row, unit], counts[row, cluster], own[row, unit] = cluster, 1, -torch.inf
+        labels[row, unit], counts[row, cluster], far[row, unit] = cluster, 1, -torch.inf
     return labels
