@@ -48,9 +48,8 @@ def merged_update(pool: Pool, rule: Rule) -> Float[Tensor, "d_out d_in"]:
                 torch.mm(b[some], a, out=merged[some])
             magnitudes = merged.abs_().flatten()[None]
             limit = largest(magnitudes, int(rule.density * magnitudes.shape[1]))
-            limits[source] = float(
-                limit.nextafter(limit.new_tensor(-torch.inf))
-            )  # hardshrink drops what equals its limit
+            # The next smaller number, since hardshrink drops what equals its limit.
+            limits[source] = float(limit.nextafter(limit.new_tensor(-torch.inf)))
 
     for some in rows:
         blocks = []

@@ -14,9 +14,9 @@ from lego.registry import Merged, Rank, merge_method, resolve_rank
 from lego.rules import ChosenRule, Kept, Rule, source_weights
 from lego.units import Pool
 
-# The subspaces are found when a step gains less than this share of the energy they hold (the authors stop at 1e-6 of the error), at
-# the latest after so many steps.
-TOLERANCE = 1e-7
+# The subspaces are found when a step gains less than this share of the energy they hold, which is later than the authors' 1e-6 of the
+# error; at the latest after so many steps.
+TOLERANCE = 1e-6
 STEPS = 1000
 
 

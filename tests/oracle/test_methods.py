@@ -14,7 +14,7 @@ from lego.methods import ctm
 from lego.rules import RULES, RuleName
 from lego.units import pool
 from tests.conftest import make_adapter, mixed_adapters
-from tests.reference import Draw, core_merge, ctm_merge, dense_sum, knots_merge, tsv_merge, updates
+from tests.reference import Draw, core_merge, ctm_merge, dense_sum, knots_merge, ties_entries, tsv_merge, updates
 
 SETS = {
     "mixed": mixed_adapters(),  # ranks 4, 2 and 6, targets and scales differ
@@ -87,6 +87,23 @@ def test_knots(
     for module in merged.modules:
         tensors, draw = updates(adapters, weights, module), drops(adapters, weights, module)
         close(merged, module, knots_merge(rule, tensors, weights, density, scaled, draw), 1e-4)
+
+
+@everywhere
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_vote_counts_weights_where_asked(adapters: list[Adapter], weights: list[float], weighted: bool) -> None:
+    """TIES on weighted updates has them in its election; trimming does not see them."""
+    merged = lego.merge(adapters, method="ties_svd", weights=weights, density=0.5, weighted_vote=weighted, rank="all")
+    for module in merged.modules:
+        tensors = updates(adapters, weights, module)
+        own, ones = [weights[j] for j in tensors], [1.0] * len(tensors)
+        weighted_tensors = [weights[j] * tensor for j, tensor in tensors.items()]
+        expected = (
+            ties_entries(weighted_tensors, ones, 0.5) if weighted else ties_entries(list(tensors.values()), own, 0.5)
+        )
+        left, values, right = np.linalg.svd(expected)
+        rank = pool(adapters, module, weights).units
+        close(merged, module, left[:, :rank] * values[:rank] @ right[:rank] if rank < len(values) else expected, 1e-4)
 
 
 @everywhere
