@@ -153,10 +153,10 @@ class Pattern:
 
     def get(self, module: str, default: Any) -> Any:
         """The value for a module, or the default where no pattern matches."""
-        tails = [module, *(module[found.end() :] for found in re.finditer(r"\.", module))]
-        first, value = min(
-            (self.plain[tail] for tail in tails if tail in self.plain), default=(len(module) + 2**31, default)
-        )
+        first, value = 2**31, default
+        if self.plain:
+            tails = [module, *(module[found.end() :] for found in re.finditer(r"\.", module))]
+            first, value = min((self.plain[tail] for tail in tails if tail in self.plain), default=(first, default))
         for number, pattern, other in self.others:
             if number > first:
                 break
