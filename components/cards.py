@@ -13,7 +13,7 @@ from components.palette import adapter_colour
 from components.session import Session
 from components.shelf import shelf
 from components.work import loading, peek
-from lego.merge import spread
+from lego.report import spread
 
 LOWEST, HIGHEST = -2.0, 3.0
 GROUPS = {"built-in": "Built in", "folder": "Added", "hub": "Added", "merge": "Made here"}

@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from lego import Method, Parameter, method, methods
 
-RANKS = ("0.5r", "r", "2r", "3r", "all")
+RANKS = ("0.5r", "r", "2r", "3r", "95%", "all")
 
 
 def control(parameter: Parameter) -> Component:

@@ -13,7 +13,7 @@ from components import figures, fragments
 from components.cards import title_of
 from components.session import Session
 from lego import MergeReport, module_kind, module_layer
-from lego.merge import SourceReport, spread
+from lego.report import SourceReport, spread
 
 MEASURES = ("relative error", "norm ratio", "cosine", "rank")
 
