@@ -1,0 +1,153 @@
+"""Run the recipe of a merged adapter again and compare what comes out, byte for byte or module by module."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from lego.adapter import Adapter
+from lego.errors import AdapterError
+from lego.fidelity import compare
+from lego.merge import VERSION, Progress
+from lego.recipe import Recipe, read_text
+from lego.report import MergeReport
+from lego.run import merge_opened
+from lego.sources import Fetch, difference, open_source
+from lego.write import RECIPE, RECIPE_KEY, REPORT
+
+SHOWN = 10  # modules in the text
+ROUNDING = {"float16": 2e-4, "bfloat16": 2e-3, "float32": 1e-7}  # relative error that rounding to the type makes, about
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a verification.
+
+    Attributes:
+        equal: whether the same file comes out, or one within the tolerance asked for.
+        sha256: of the weights file that is there.
+        again: of the one that the recipe makes now; None when it could not be run.
+        differences: what is not as the recipe says, a line each.
+        errors: relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ of every module of the new file that is not exactly equal, worst first; infinite
+            for a module that only one of them has.
+    """
+
+    equal: bool
+    sha256: str
+    again: str | None
+    differences: tuple[str, ...]
+    errors: tuple[tuple[str, float], ...] = ()
+
+    def text(self) -> str:
+        """The verdict for a terminal."""
+        lines = [f"{'equal' if self.equal else 'different'}: sha256 {self.sha256}"]
+        lines += [f"  {difference}" for difference in self.differences]
+        lines += [f"  {error:.3g}  {module}" for module, error in self.errors[:SHOWN]]
+        if len(self.errors) > SHOWN:
+            lines.append(f"  … and {len(self.errors) - SHOWN} more modules")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as plain data that JSON can hold; an infinite error is null."""
+        errors = [{"module": m, "relative_error": e if isfinite(e) else None} for m, e in self.errors]
+        return {**asdict(self), "errors": errors}
+
+
+def verify(
+    out: Path,
+    *,
+    fetch: Fetch | None = None,
+    device: str = "cpu",
+    tolerance: float = 0.0,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Run a merged adapter's recipe again, in a temporary folder, and compare.
+
+    Args:
+        out: the folder of the merge.
+        fetch: opens sources from the hub.
+        device: where it is computed.
+        tolerance: relative error of a module up to which files that are not the same count as equal.
+        progress: as in `merge`.
+
+    Raises:
+        AdapterError: when there is no recipe, or a source is missing: nothing is known then.
+    """
+    from lego import read_adapter
+
+    recipe, there = Recipe.read(out / RECIPE), read_adapter(out)
+    sources = [open_source(source, out, fetch) for source in recipe.sources]
+    found = recipe_differences(out, there)
+    for source, adapter in zip(recipe.sources, sources, strict=True):
+        if changed := difference(adapter, source):
+            return Verdict(False, there.sha256, None, (*found, f"source {source}: {changed}"))
+    with tempfile.TemporaryDirectory(prefix="brickyard-verify-") as scratch:
+        again = Path(scratch) / out.resolve().name
+        merge_opened(recipe, sources, again, device=device, name=merged_name(out), progress=progress)
+        new = read_adapter(again)
+        if new.sha256 == there.sha256:
+            return Verdict(not found, there.sha256, new.sha256, tuple(found))
+        errors = module_errors(there, new)
+    worst = errors[0][1] if errors else 0.0
+    found += [in_words(errors, recipe)]
+    # Another version writes another header: only the tensors count where a tolerance is given.
+    equal = worst <= tolerance and tolerance > 0 and len(found) == 1
+    return Verdict(equal, there.sha256, new.sha256, tuple(found), tuple(errors))
+
+
+def recipe_differences(out: Path, there: Adapter) -> list[str]:
+    """Whether the recipe in the weights file's header is the one beside it."""
+    assert there.weights_file is not None
+    with safe_open(there.weights_file, framework="pt") as file:
+        inside = (file.metadata() or {}).get(RECIPE_KEY)
+    if inside is None:
+        return [f"{there.weights_file.name} holds no recipe in its header"]
+    if inside != read_text(out / RECIPE):
+        return [f"the recipe in the header of {there.weights_file.name} is not the one in {RECIPE}"]
+    return []
+
+
+def merged_name(out: Path) -> str:
+    """The merge's name as its report gives it: the folder may have been renamed since.
+
+    Raises:
+        AdapterError: when the report is not one.
+    """
+    if not (out / REPORT).exists():
+        return out.resolve().name
+    try:
+        return MergeReport.model_validate_json(read_text(out / REPORT)).name
+    except ValueError as error:
+        raise AdapterError("is not the report of a merge", out / REPORT, "Remove it or restore it.") from error
+
+
+def module_errors(there: Adapter, new: Adapter) -> list[tuple[str, float]]:
+    """Relative error of every module that is not exactly equal, worst first."""
+    found = [(module, inf) for module in there.modules.keys() ^ new.modules.keys()]
+    for module in there.modules.keys() & new.modules.keys():
+        old, other = there[module], new[module]
+        same = old.scale == other.scale and torch.equal(old.down, other.down) and torch.equal(old.up, other.up)
+        if not same:
+            ups = other.scale * other.up, old.scale * old.up
+            fidelity = compare(other.down[None], ups[0][None], old.down[None], ups[1][None])
+            found.append((module, float(fidelity.relative_error)))
+    return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def in_words(errors: list[tuple[str, float]], recipe: Recipe) -> str:
+    """How far apart two merges of one recipe are."""
+    if not errors:
+        made = f" (made by version {recipe.brickyard}, this is {VERSION})" if recipe.brickyard != VERSION else ""
+        return f"the tensors are equal, the file around them is not{made}"
+    usual = ROUNDING[recipe.output.dtype]
+    near = "no more than" if errors[0][1] <= 2 * usual else "more than"
+    return (
+        f"{len(errors)} modules differ, by a relative error of at most {errors[0][1]:.3g}: {near} rounding to "
+        f"{recipe.output.dtype} (about {usual:g}) explains, as with another version of torch"
+    )
