@@ -14,6 +14,7 @@ from components.cards import title_of
 from components.session import Session
 from lego import MergeReport, module_kind, module_layer
 from lego.report import SourceReport, spread
+from lego.weights import shown
 
 MEASURES = ("relative error", "norm ratio", "cosine", "rank")
 
@@ -57,7 +58,7 @@ def table(report: MergeReport, name: str) -> str:
 
 def _source(source: SourceReport) -> list[str]:
     rank, digest = spread(source.ranks), f"<code>{escape(source.sha256[:12])}</code>"
-    return [escape(source.name), f"{source.weight:g}", rank, str(source.modules), f"{source.norm:.3g}", digest]
+    return [escape(source.name), escape(shown(source.weight)), rank, str(source.modules), f"{source.norm:.3g}", digest]
 
 
 def _settings(report: MergeReport) -> str:

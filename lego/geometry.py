@@ -32,13 +32,17 @@ def arrange(pool: Pool, geometry: Geometry) -> Pool:
     if geometry == "paper":
         return pool
     if geometry == "rank-one":
-        balanced = balance(pool)
-        return MatrixPool(**{field.name: getattr(balanced, field.name) for field in fields(balanced)})
+        return MatrixPool.of(balance(pool))
     return align(balance(singular(pool) if geometry == "singular" else pool))
 
 
 class MatrixPool(Pool):
     """Units whose inner products are those of the matrices b aᵀ, so that clustering sees only these."""
+
+    @classmethod
+    def of(cls, pool: Pool) -> MatrixPool:
+        """The same units."""
+        return cls(**{field.name: getattr(pool, field.name) for field in fields(pool)})
 
     @cached_property
     def gram(self) -> Float[Tensor, "modules units units"]:
