@@ -1,0 +1,242 @@
+"""``python -m benchmarks.merging``: what merging costs, against the least it could cost and against PEFT, in one run.
+
+Whole commands on four adapters of Llama-2-7B's real size (80 MB each, rank 16, fp16) and of SDXL's, files to files: the floor is a
+command that merely reads the inputs and writes an output of that size with safetensors. Peak memory is counted above the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from sklearn.cluster import KMeans
+from torch import nn
+
+import lego
+from benchmarks import adapters
+from benchmarks.report import ROOT, machine, table, write_into_readme
+from lego.cluster import partition
+from lego.units import pools
+
+FLOOR = """
+import sys
+from safetensors.torch import load_file, save_file
+*sources, out = sys.argv[1:]
+read = [load_file(path) for path in sources]
+save_file(read[0], out)
+"""
+
+# Runs the command in a process whose peak is set back once everything is imported.
+MEASURED = """
+import re, sys
+import torch, lego.__main__
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+code = lego.__main__.main(sys.argv[1:])
+print("PEAK", (status("VmHWM") - before) // 1024)
+sys.exit(code)
+"""
+
+LIMITS = {"LEGO, k = r": 2.0, "svd, rank r": 4.0}
+COMMANDS = {"LEGO, k = r": ["-m", "lego", "-p", "k=r"], "svd, rank r": ["-m", "svd", "-p", "rank=r"]}
+MEMORY_MB = 300
+
+
+def seconds(command: list[str]) -> tuple[float, str]:
+    """Wall time of a command and what it printed."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def commands(name: str, sources: list[Path], folder: Path, rounds: int) -> tuple[list[list[str]], list[str]]:
+    """Rows of the table for one set of adapters, and the claims that do not hold."""
+    files = [str(path if path.is_file() else path / "adapter_model.safetensors") for path in sources]
+    places = list(map(str, sources))
+    times: dict[str, list[float]] = {label: [] for label in ("floor", *COMMANDS)}
+    peaks: dict[str, int] = {}
+    for turn in range(rounds + 1):  # the first one warms the page cache and is not counted
+        runs = {"floor": ["-c", FLOOR, *files, str(folder / "floor.safetensors")]}
+        for label, options in COMMANDS.items():
+            out = str(folder / f"{name}-{options[1]}-{turn}")
+            runs[label] = ["-m", "lego", "merge", *options, "-o", out, *places]
+        for label, command in runs.items():
+            took, _ = seconds(command)
+            times[label] += [took] if turn else []
+    for label, options in COMMANDS.items():
+        _, printed = seconds(
+            ["-c", MEASURED, "merge", *options, "-o", str(folder / f"{name}-peak-{options[1]}"), *places]
+        )
+        peaks[label] = int(printed.split("PEAK")[1])
+    floor, rows, missed = median(times["floor"]), [], []
+    for label in COMMANDS:
+        took = median(times[label])
+        rows.append(
+            [
+                f"{name}: {label} vs. reading and writing",
+                f"{took:.2f} s, {peaks[label]} MB",
+                f"{floor:.2f} s",
+                f"{took / floor:.2f} × the floor",
+            ]
+        )
+        missed += [f"{name}, {label}: {took / floor:.2f} times the floor"] if took > LIMITS[label] * floor else []
+        missed += [f"{name}, {label}: {peaks[label]} MB"] if peaks[label] > MEMORY_MB else []
+    return rows, missed
+
+
+class One(nn.Module):
+    """A single linear layer, as large as asked for."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size, bias=False)
+
+
+def against_peft(method: str, size: int, rank: int, faster: float, **parameters: object) -> tuple[list[str], list[str]]:
+    """One module: PEFT's `add_weighted_adapter` against ours, the merged matrix compared."""
+    configs = [LoraConfig(r=16, lora_alpha=32, target_modules=["layer"]) for _ in range(4)]
+    model = get_peft_model(One(size), configs[0], adapter_name="a0")
+    for i, config in enumerate(configs[1:], 1):
+        model.add_adapter(f"a{i}", config)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / size**0.5
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        sources = [lego.read_adapter(Path(folder) / f"a{i}") for i in range(4)]
+        weights, names = [1.0, 0.5, -0.7, 1.2], [f"a{i}" for i in range(4)]
+        theirs = timed(
+            lambda: model.add_weighted_adapter(
+                names, weights, "merged", combination_type=method, svd_rank=rank, **parameters
+            )
+        )
+        took = [
+            timed(lambda: lego.merge(sources, method=method, weights=weights, rank=rank, **parameters))
+            for _ in range(3)
+        ]
+        merged = lego.merge(sources, method=method, weights=weights, rank=rank, **parameters)
+    expected = model.get_submodule("base_model.model.layer").get_delta_weight("merged")
+    error = float(torch.linalg.norm(merged["layer"].delta() - expected) / torch.linalg.norm(expected))
+    ratio = theirs / median(took)
+    row = [
+        f"{method}, {size} × {size}, rank {rank} vs. PEFT (same to {error:.0e})",
+        f"{1000 * median(took):.0f} ms",
+        f"{1000 * theirs:.0f} ms",
+        f"{ratio:.0f} × faster",
+    ]
+    missed = [f"{method} is {ratio:.1f} times faster than PEFT, not {faster:g}"] if ratio < faster else []
+    return row, missed + ([f"{method} differs from PEFT by {error:.1e}"] if error > 1e-4 else [])
+
+
+def knots_reference(sources: list[lego.Adapter], module: str, density: float) -> np.ndarray:
+    """KnOTS by its definition: the SVD of the dense updates side by side, TIES on the parts of V (arXiv 2410.19735)."""
+    deltas = [source[module].delta() for source in sources]
+    left, values, right = torch.linalg.svd(torch.cat(deltas, dim=1), full_matrices=False)
+    kept = values > 1e-5 * values[0]
+    parts = right[kept].chunk(len(sources), dim=1)
+    trimmed = []
+    for part in parts:
+        least = part.abs().flatten().kthvalue(part.numel() - int(density * part.numel()) + 1).values
+        trimmed.append(torch.where(part.abs() >= least, part, 0))
+    stacked = torch.stack(trimmed)
+    agrees = stacked.sign() == torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
+    merged = (stacked * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+    return (left[:, kept] * values[kept] @ merged).numpy()
+
+
+def against_knots(size: int) -> tuple[list[str], list[str]]:
+    """`knots_ties` against its dense definition on one module."""
+    generator = torch.Generator().manual_seed(0)
+    sources = []
+    for i in range(4):
+        down, up = (torch.randn(shape, generator=generator) / size**0.5 for shape in ((16, size), (size, 16)))
+        sources.append(lego.Adapter.from_factors(f"a{i}", {"layer": lego.Factors(down, up, 2.0)}))
+    theirs = timed(lambda: knots_reference(sources, "layer", 0.5))
+    took = median(timed(lambda: lego.merge(sources, method="knots_ties", density=0.5)) for _ in range(3))
+    expected = knots_reference(sources, "layer", 0.5)
+    error = float(
+        np.linalg.norm(lego.merge(sources, method="knots_ties", density=0.5)["layer"].delta().numpy() - expected)
+        / np.linalg.norm(expected)
+    )
+    row = [
+        f"knots_ties, {size} × {size} vs. its dense definition (same to {error:.0e})",
+        f"{1000 * took:.0f} ms",
+        f"{1000 * theirs:.0f} ms",
+        f"{theirs / took:.0f} × faster",
+    ]
+    return row, [f"knots_ties is {theirs / took:.1f} times faster"] if theirs < took else []
+
+
+def clustering(sources: list[Path], k: int = 32) -> tuple[list[str], list[str]]:
+    """k-means of all modules for a new k from their Gram matrices, against scikit-learn's on the units."""
+    modules: list[torch.Tensor] = []
+    grams, units = [], []
+    for pool in pools([lego.read_adapter(path) for path in sources]):
+        grams.append(pool)
+        _ = pool.gram
+        units += [torch.cat([a, b.T], 1).numpy() for a, b in zip(pool.down[:1], pool.up[:1], strict=True)]
+        modules += pool.modules
+    took = min(timed(lambda: [partition(pool, k) for pool in grams]) for _ in range(5))
+    theirs = timed(lambda: [KMeans(k, n_init=1, random_state=0).fit(x) for x in units]) * len(modules) / len(units)
+    row = [
+        f"k-means, {len(modules)} modules × {grams[0].units} units, k = {k} vs. scikit-learn (n_init 1)",
+        f"{1000 * took:.0f} ms",
+        f"{1000 * theirs:.0f} ms",
+        f"{theirs / took:.0f} × faster",
+    ]
+    return row, [f"k-means takes {1000 * took:.0f} ms, not 200"] if took > 0.2 else []
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Measures, prints, and returns 1 where a claim does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merging", description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the adapters lie or are made; a temporary one unless given")
+    options = parser.parse_args()
+    rows, missed = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = options.folder or Path(scratch)
+        llama, sdxl = adapters.make_llama(place), adapters.make_sdxl(place)
+        parts: list[tuple[list[list[str]], list[str]]] = [commands("Llama-2-7B", llama, Path(scratch), options.rounds)]
+        parts.append(commands("SDXL", sdxl, Path(scratch), options.rounds))
+        row, wrong = clustering(llama)
+        parts.append(([row], wrong))
+    for row, wrong in (
+        against_peft("svd", 4096, 16, faster=100),
+        against_peft("ties_svd", 2048, 16, faster=1, density=0.5),
+        against_knots(2048),
+    ):
+        parts.append(([row], wrong))
+    for more, wrong in parts:
+        rows += more
+        missed += wrong
+    text = table(["measured in one run, medians", "Brickyard", "peer", "ratio"], rows) + f"\n\n{machine()}"
+    print(text)
+    if options.write:
+        write_into_readme("merging", text)
+    print(*(f"MISSED: {line}" for line in missed), sep="\n", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
