@@ -15,7 +15,7 @@ from lego.rules import Rule, largest, source_weights
 from lego.units import Pool
 
 # Entries of one source's update at a time while the sources are combined: what stays in a core's cache.
-BLOCK = 2**16
+BLOCK = 2**17
 # Matrices with a side up to this, or cut to more than a quarter of it, go to LAPACK's full SVD.
 SMALL = 512
 # Columns of a Krylov block beyond the rank asked for.
@@ -74,7 +74,8 @@ def truncated_svd(
     if side <= SMALL or 4 * rank > side:
         return full_svd(matrix, rank)
     start = torch.randn(matrix.shape[1], rank + EXTRA, generator=torch.Generator().manual_seed(0)).to(matrix)
-    total, energy, images = matrix.square().sum(dtype=torch.float64), 0.0, []
+    total = torch.linalg.vector_norm(matrix, dim=1).double().square().sum()
+    energy, images = 0.0, []
     space = new = torch.linalg.qr(matrix @ start).Q
     gram = matrix.new_zeros(0, 0, dtype=torch.float64)
     while True:

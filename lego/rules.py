@@ -138,7 +138,7 @@ def disjoint_mean(rule: Rule, tensors: Stack, weights: Weights) -> Rows:
     """Elect a sign for each entry and average the sources that have it (TIES, arXiv 2306.01708, steps 2 and 3)."""
     voters = tensors * weights if rule.weighted_vote else tensors
     votes = (voters if rule.majority == "total" else voters.sign()).sum(0)
-    elected = torch.where(votes >= 0, 1.0, -1.0)
+    elected = torch.ones_like(votes).copysign_(votes)
     agreeing = (voters * elected).relu_()  # magnitudes of those that have the sign, 0 for the others
     count = agreeing.sign().sum(0).clamp_min_(1)
     shares = agreeing if rule.weighted_vote else agreeing.mul_(weights)
