@@ -36,7 +36,7 @@ def core_space(
 ) -> tuple[Float[Tensor, "modules d_out p"], list[Float[Tensor, "modules p q"]], Float[Tensor, "modules q d_in"]]:
     """U_B, the cores M_j = U_Bᵀ s_j B_j A_j V_A (fp64), and V_Aᵀ: ``U_B @ M_j @ V_Aᵀ`` is source j's update without its weight.
 
-    U_B are the left singular vectors of the stacked B, V_A the right ones of the stacked A (section 3.2).
+    U_B are the left singular vectors of the stacked B, V_A the right ones of the stacked A (arXiv 2509.17786).
     """
     down, up = unweighted(pool)
     left, of_up = basis(up)

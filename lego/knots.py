@@ -11,7 +11,7 @@ from lego.units import Pool
 
 
 def knots(pool: Pool, rule: Rule, scaled: bool) -> Merged:
-    """Write [ΔW_1 … ΔW_N] = U Σ [V_1ᵀ … V_Nᵀ], apply a rule to the V parts, and multiply out (section 4).
+    """Write [ΔW_1 … ΔW_N] = U Σ [V_1ᵀ … V_Nᵀ], apply a rule to the V parts, and multiply out.
 
     With A_j = L_j Q_jᵀ the SVD of the wide matrix is that of [B_1 L_1 … B_N L_N], whose right vectors the Q_j then turn: nothing
     larger than the factors is ever built.

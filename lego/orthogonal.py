@@ -28,7 +28,7 @@ def polar(columns: Float[Tensor, "modules d k"]) -> Float[Tensor, "modules d k"]
 def orthogonal_sum(
     parts: list[Singular], count: int, orthogonal: Orthogonal = "both"
 ) -> tuple[Float[Tensor, "modules k d_in"], Float[Tensor, "modules d_out k"]]:
-    """Add updates after making their singular vectors orthogonal across them (arXiv 2412.00081, section 3.3).
+    """Add updates after making their singular vectors orthogonal across them (arXiv 2412.00081).
 
     Args:
         parts: the updates' SVDs, each in descending order.

@@ -124,7 +124,7 @@ def trim(tensor: Rows, density: float) -> Rows:
 
 
 def drop_and_rescale(tensor: Rows, density: float, uniform: Rows) -> Rows:
-    """Keep each entry with probability ``density`` and divide it by that (DARE, arXiv 2311.03099, section 3.2)."""
+    """Keep each entry with probability ``density`` and divide it by that (DARE, arXiv 2311.03099)."""
     kept = (density - uniform).sign_().relu_()  # 1 where uniform < density; floats, since torch is slow with booleans
     return kept.mul_(tensor).div_(density)
 

@@ -56,7 +56,7 @@ def ctm(
 def shared_subspaces(
     cores: Float[Tensor, "sources modules p q"], rank: int
 ) -> tuple[Float[Tensor, "modules p k"], Float[Tensor, "modules q k"]]:
-    """Orthonormal U and V of most Σ_j ‖Uᵀ M_j V‖²: partial Tucker by alternation, from the truncated joint SVDs (section 4.1)."""
+    """Orthonormal U and V of most Σ_j ‖Uᵀ M_j V‖²: partial Tucker by alternation, from the truncated joint SVDs."""
     (u, _), (v, energy) = strongest(cores, rank), strongest(cores.mT, rank)
     active = torch.arange(cores.shape[1], device=cores.device)
     for _ in range(STEPS):
