@@ -12,6 +12,7 @@ def inspect(adapter: Adapter) -> dict[str, Any]:
     return {
         "name": adapter.name,
         "path": str(adapter.path) if adapter.path else None,
+        "format": adapter.format,
         "base_model": adapter.base_model,
         "ranks": list(adapter.ranks),
         "kinds": list(adapter.kinds),
@@ -19,9 +20,19 @@ def inspect(adapter: Adapter) -> dict[str, Any]:
         "parameters": adapter.parameters,
         "dtypes": sorted({spec.dtype for spec in adapter.modules.values()}),
         "sha256": adapter.sha256,
+        "fused": [list(group) for group in adapter.config.get("fused", ())],
         "card": dict(adapter.card),
         "modules": [
-            {"module": module, "rank": spec.rank, "d_in": spec.d_in, "d_out": spec.d_out, "scale": spec.scale}
+            {
+                "module": module,
+                "rank": spec.rank,
+                "d_in": spec.d_in,
+                "d_out": spec.d_out,
+                "scale": spec.scale,
+                "kernel": list(spec.kernel),
+                "embedding": spec.embedding,
+                "bias": spec.bias,
+            }
             for module, spec in adapter.modules.items()
         ],
     }

@@ -166,12 +166,7 @@ def check_entry(key: str, entry: Any, where: object) -> Entry:
 
 def counts(values: Any) -> bool:
     """Whether it is a list of whole numbers from 0 on."""
-    if not isinstance(values, list | tuple):
-        return False
-    for value in values:  # a loop, since this runs for every tensor and `all` takes twice as long
-        if type(value) is not int or not 0 <= value < 2**63:
-            return False
-    return True
+    return isinstance(values, list | tuple) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lego.errors import AdapterError
 from lego.formats import diffusers as names
 from lego.formats.base import Format
 from lego.formats.header import Header
-from lego.formats.parts import Contents, Piece, assemble, scaling
+from lego.formats.parts import Contents, Piece, assemble, misshapen, scaling
 from lego.formats.peft import ranks_of
 from lego.formats.reasons import Reasons, refuse_keys
 from lego.formats.standin import StandIn
@@ -68,6 +68,9 @@ def contents(header: Header, reasons: Reasons, alpha: names.Alpha | None = None)
     for module, halves in list(sources.items()):
         if len(halves) < 2:
             reasons.add(f"has only {next(iter(halves.values()))}, not its other half", kind="half")
+            del sources[module]
+        elif why := misshapen(module, header.tensors[halves["down"]].shape, header.tensors[halves["up"]].shape):
+            reasons.add(*why)
             del sources[module]
     pieces = convert(header, sources, reasons)
     origin = {

@@ -105,8 +105,8 @@ def assemble(
 
 
 def misshapen(
-    module: str, down: tuple[int, ...], up: tuple[int, ...], bias: tuple[int, ...] | None
-) -> tuple[Any, ...] | None:
+    module: str, down: tuple[int, ...], up: tuple[int, ...], bias: tuple[int, ...] | None = None
+) -> tuple[str, str | None, str] | None:
     """Why shapes are not those of a linear module's or a convolution's factors, as arguments of `Reasons.add`; None when they are."""
     what = f"module {module} has factors of shapes {list(down)} and {list(up)}"
     sound = len(down) == len(up) and 2 <= len(down) <= 5 and 0 not in (*down, *up) and set(up[2:]) <= {1}

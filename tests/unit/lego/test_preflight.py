@@ -173,6 +173,22 @@ def test_alphas_of_single_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "shapes", [((), ()), ((0, 2), (2, 0)), ((2, 2), (2, 3)), ((2, 2), (2, 2, 1, 1)), ((2, 2, 3, 3), (2, 2, 3, 3))]
+)
+@pytest.mark.parametrize("stem", ["lora_unet_conv_in", "lora_unet_double_blocks_0_img_attn_qkv"])
+def test_shapes_that_do_not_fit_never_reach_a_converter(
+    tmp_path: Path, stem: str, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    halves = {
+        f"{stem}.lora_{half}.weight": torch.ones(shape) for half, shape in zip(("down", "up"), shapes, strict=True)
+    }
+    save_file(halves, tmp_path / "a.safetensors")
+    assert lego.preflight(tmp_path / "a.safetensors").reasons == (
+        f"module {stem} has factors of shapes {list(shapes[0])} and {list(shapes[1])}, which do not fit together",
+    )
+
+
+@pytest.mark.parametrize(
     ("metadata", "told"),
     [
         ("{", "is not valid JSON"),
