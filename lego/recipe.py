@@ -26,15 +26,19 @@ class Part(BaseModel):
 class Source(Part):
     """One adapter of a merge: where it is, its hash, its weight. A bare string stands for ``path``, or for ``hub`` (see `place`)."""
 
-    name: str | None = Field(None, description="a name")
-    path: str | None = Field(None, description="a path, relative to the recipe's file")
+    name: str | None = Field(default=None, description="a name")
+    path: str | None = Field(default=None, description="a path, relative to the recipe's file")
     hub: str | None = Field(
-        None, pattern=f"^{HUB_ID.pattern.split('(?:')[0]}$", description="a hub id, owner/name (its revision apart)"
+        default=None,
+        pattern=f"^{HUB_ID.pattern.split('(?:')[0]}$",
+        description="a hub id, owner/name (its revision apart)",
     )
-    revision: str | None = Field(None, description="a branch, tag or commit of the hub's repository")
-    sha256: str | None = Field(None, pattern=SHA256, description="the weights file's SHA-256, 64 digits of 0-9a-f")
+    revision: str | None = Field(default=None, description="a branch, tag or commit of the hub's repository")
+    sha256: str | None = Field(
+        default=None, pattern=SHA256, description="the weights file's SHA-256, 64 digits of 0-9a-f"
+    )
     weight: float | dict[str, float] = Field(
-        1.0, description="a number, or numbers by pattern on module names such as {q_proj: 0.5}"
+        default=1.0, description="a number, or numbers by pattern on module names such as {q_proj: 0.5}"
     )
 
     @model_validator(mode="before")
@@ -68,8 +72,8 @@ def place(text: str, folder: Path) -> dict[str, str]:
 class Output(Part):
     """How the merged adapter is written."""
 
-    format: str | None = Field(None, description="peft, diffusers or kohya; the first source's unless given")
-    dtype: DType = Field("float16", description=" or ".join(get_args(DType)))
+    format: str | None = Field(default=None, description="peft, diffusers or kohya; the first source's unless given")
+    dtype: DType = Field(default="float16", description=" or ".join(get_args(DType)))
 
 
 class Tuned(Part):
@@ -77,22 +81,22 @@ class Tuned(Part):
 
     rows: str = Field(pattern=SHA256, description="the SHA-256 of the rows' file")
     count: int = Field(description="how many rows")
-    split: str | None = Field(None, description="the rows' split")
+    split: str | None = Field(default=None, description="the rows' split")
     base: str = Field(description="the base's id")
 
 
 class Recipe(Part):
     """Sources with their hashes, method, parameters, seed and output."""
 
-    brickyard: str | None = Field(None, description="the version that made it, as a string")
-    base_model: str | None = Field(None, description="the name of the base")
+    brickyard: str | None = Field(default=None, description="the version that made it, as a string")
+    base_model: str | None = Field(default=None, description="the name of the base")
     sources: list[Source] = Field(
         min_length=1, description="a list of at least one path, hub id or {path: …, weight: …}"
     )
-    method: str = Field("lego", description="a name that `python -m lego methods` lists")
-    parameters: dict[str, Any] = Field({}, description="the method's own, name: value")
-    seed: int = Field(0, description="a whole number")
-    tuned_on: Tuned | None = Field(None, description="what the strength was chosen on")
+    method: str = Field(default="lego", description="a name that `python -m lego methods` lists")
+    parameters: dict[str, Any] = Field(default={}, description="the method's own, name: value")
+    seed: int = Field(default=0, description="a whole number")
+    tuned_on: Tuned | None = Field(default=None, description="what the strength was chosen on")
     output: Output = Field(default_factory=Output, description="{format: …, dtype: …}")
 
     def to_yaml(self) -> str:

@@ -111,8 +111,9 @@ def find_axes(document: Any, where: object) -> Iterator[Axis]:
     if isinstance(parameters := document.get("parameters"), dict):
         fields += [(str(name), ("parameters", name), value) for name, value in parameters.items()]
     fields.append(("seed", ("seed",), document.get("seed")))
-    sources = document.get("sources")
-    for number, source in enumerate(sources if isinstance(sources, list) else []):
+    listed = document.get("sources")
+    sources: list[Any] = listed if isinstance(listed, list) else []
+    for number, source in enumerate(sources):
         if isinstance(source, dict):
             fields += weight_fields(number, source, sources)
     for label, place, value in fields:

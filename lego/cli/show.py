@@ -96,7 +96,7 @@ def choices(parameter: Parameter) -> str:
 
 def opened(text: str) -> Adapter:
     """The adapter that an argument names, with its recipe if it is a merge."""
-    adapter = open_source(Source(**place(text, Path())), Path(), fetch)
+    adapter = open_source(Source.model_validate(place(text, Path())), Path(), fetch)
     if adapter.recipe is None and adapter.path and (file := adapter.path / "recipe.yaml").is_file():
         adapter.recipe = Recipe.read(file)
     return adapter
