@@ -20,7 +20,6 @@ def inspect(adapter: Adapter) -> dict[str, Any]:
         "parameters": adapter.parameters,
         "dtypes": sorted({spec.dtype for spec in adapter.modules.values()}),
         "sha256": adapter.sha256,
-        "fused": [list(group) for group in adapter.config.get("fused", ())],
         "card": dict(adapter.card),
         "modules": [
             {

@@ -58,7 +58,6 @@ def open_adapter(path: Path) -> Adapter:
 
     modules = {module: part.spec for module, part in contents.parts.items()}
     name = path.name if found.path.is_dir() else path.stem
-    config = {**contents.config, **({"fused": contents.fused} if contents.fused else {})}
     return Adapter(
         name,
         modules,

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lego.adapter import Adapter
 from lego.errors import AdapterError
 from lego.formats.base import Format
@@ -133,21 +131,3 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         "use_dora": False,
         "init_lora_weights": True,
     }
-
-
-def tensors_of(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors to save: sqrt(s) folded into each half, in PEFT's key names.
-
-    Raises:
-        AdapterError: when a value does not fit into the type.
-    """
-    tensors, form = {}, Peft(adapter)
-    for module in adapter.modules:
-        for key, tensor in form.tensors(module, adapter[module]).items():
-            tensors[key] = tensor.to(dtype).contiguous()
-            if not bool(torch.isfinite(tensors[key]).all()):
-                largest = float(tensor.abs().max())
-                raise AdapterError(
-                    f"{key} reaches {largest:.3g}, too large for {dtype}", adapter.name, "Write float32."
-                )
-    return tensors
