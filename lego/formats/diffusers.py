@@ -62,9 +62,9 @@ def contents(header: Header, reasons: Reasons, alpha: Alpha | None = None) -> Co
             unknown.append(key)
             continue
         module, saved[placed[0]] = placed[0], placed[1]
-        if half == "alpha":
+        if half == "alpha" and module not in alphas:
             alphas[module] = key
-        elif half in pieces.setdefault(module, {}):
+        elif half == "alpha" or half in pieces.setdefault(module, {}):
             reasons.add(f"holds module {module} twice ({key})", kind="twice")
         else:
             pieces[module][half] = Piece(key, entry.shape)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,9 @@ from lego.errors import AdapterError
 MOST_HEADER = 100_000_000
 """Bytes; what safetensors itself allows."""
 MOST_TENSORS = 100_000
+MOST_PARTS = 1_000_000
+"""Of a JSON text, which take a second to read: lists, objects and what is in them."""
+MOST_NAME = 1000
 BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -68,22 +73,27 @@ def damaged(why: str, where: object) -> AdapterError:
 
 
 def strict_json(text: str | bytes, where: object) -> Any:
-    """JSON without repeated names.
+    """JSON in UTF-8 without repeated names.
 
     Raises:
-        AdapterError: when it is not JSON, nests too deep, or an object names something twice.
+        AdapterError: when it is not JSON, nests too deep, has more parts than any adapter needs, or an object names something twice.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise AdapterError(f"names {twice!r} twice", where, "The file is damaged or made to deceive.")
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=once)
+        text = text.decode() if isinstance(text, bytes) else text
+        if (parts := sum(map(text.count, "[{,"))) > MOST_PARTS:
+            raise AdapterError(f"has {parts} parts, which no such file needs", where)
+        found = json.loads(text, object_pairs_hook=once)
+        if re.search(r"\\u[dD]", text):  # half of a pair that stands alone is no character, and could not be written again
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         if isinstance(error, AdapterError):
             raise
@@ -133,6 +143,8 @@ def check_header(raw: Mapping[str, Any], where: object, size: int | None = None,
         raise damaged("its metadata are not strings", where)
     if len(raw) > MOST_TENSORS:
         raise damaged(f"it declares {len(raw)} tensors", where)
+    if strange := next((key for key in raw if len(key) > MOST_NAME or not key.isprintable()), None):
+        raise damaged(f"no tensor can have the name {strange[:40]!r}, of {len(strange)} characters", where)
     tensors = {key: check_entry(key, entry, where) for key, entry in raw.items() if key != "__metadata__"}
     end = 0
     for key, entry in sorted(tensors.items(), key=lambda item: item[1][2:]):

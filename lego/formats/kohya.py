@@ -63,7 +63,7 @@ def contents(header: Header, reasons: Reasons, alpha: names.Alpha | None = None)
         reasons: learn of everything that cannot be merged.
         alpha: reads the value of an alpha tensor; None where there are only headers, and every scale is then 1.
     """
-    sources, unknown = pair(header)
+    sources, unknown = pair(header, reasons)
     refuse_keys(unknown, reasons)
     for module, halves in list(sources.items()):
         if len(halves) < 2:
@@ -99,13 +99,14 @@ def piece_of(header: Header) -> Callable[[str], Piece]:
     return lambda key: Piece(key, header.tensors[key].shape)
 
 
-def pair(header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
+def pair(header: Header, reasons: Reasons) -> tuple[dict[str, dict[str, str]], list[str]]:
     """The keys of each module's halves by module, as the file names them, and the keys that are no part of a LoRA."""
     sources: dict[str, dict[str, str]] = {}
     rest = []
     for key in header.tensors:
         if found := KEY.fullmatch(key):
-            sources.setdefault(found["module"], {})[found["half"]] = key
+            if key != sources.setdefault(found["module"], {}).setdefault(found["half"], key):
+                reasons.add(f"holds module {found['module']} twice ({key})", kind="twice")
         else:
             rest.append(key)
     return sources, [key for key in rest if key.removesuffix(".alpha") not in sources or not key.endswith(".alpha")]
@@ -139,8 +140,10 @@ def convert(header: Header, sources: Mapping[str, Mapping[str, str]], reasons: R
             reasons.add(
                 f"{standin.key} is of no module that diffusers' converter knows (it makes {key} of it)", kind="misread"
             )
+        elif half in pieces.setdefault(placed[0], {}):
+            reasons.add(f"holds module {placed[0]} twice ({standin.key})", kind="twice")
         else:
-            pieces.setdefault(placed[0], {})[half] = standin.piece
+            pieces[placed[0]][half] = standin.piece
         lost.discard(standin.key)
     if lost:
         reasons.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ PICKLE = "which is never loaded since it can run code"
 RESAVE = (
     "Save it as safetensors: `model.save_pretrained(folder)` of a current PEFT, or `save_lora_weights` of diffusers."
 )
-MOST_CARD = 1_000_000
+MOST_CARD = 50_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_adapter(path: Path) -> Adapter:
         found.weights,
         None,
         contents.format,
-        config,
+        contents.config,
         found.card,
     )
 
@@ -170,7 +171,8 @@ def inside(folder: Path, name: str) -> Path:
         home = folder.resolve()
         snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
         allowed = [home] + ([snapshots.parent / "blobs"] if snapshots else [])
-        if not any(path.resolve().is_relative_to(place) for place in allowed):
+        # Unlike Path.resolve, this takes a link to itself, which then is no file.
+        if not any(Path(os.path.realpath(path)).is_relative_to(place) for place in allowed):
             raise AdapterError("is a link that leads out of its folder", path, "Copy the file itself there.")
     return path
 
@@ -190,7 +192,8 @@ def read_card(path: Path) -> dict[str, Any]:
         raise AdapterError(f"cannot be read ({error.strerror})", path) from error
     found = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
     try:
-        card = yaml.safe_load(found[1]) if found else {}
+        # Everything as text: dates, numbers and merge keys that are wrong or made to explode are not looked at.
+        card = yaml.load(found[1], yaml.BaseLoader) if found else {}
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise AdapterError(f"has front matter that is not valid YAML ({error})", path) from error
     return card if isinstance(card, dict) else {}

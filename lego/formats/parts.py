@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lego.adapter import Factors, ModuleSpec
 from lego.formats.header import FLOATS, Header, TensorFile
+from lego.formats.patterns import Pattern
 from lego.formats.reasons import Reasons
 
 Rows = tuple[tuple[int, int], ...]
@@ -65,6 +65,9 @@ class Contents:
 
 Scale = Callable[[str, int], float]
 
+MOST_WEIGHTS = 2**30
+"""Of one tensor; the largest vocabularies need a quarter of it at rank 1024."""
+
 
 def assemble(
     pieces: Mapping[str, Mapping[str, Piece]], header: Header, scale: Scale, reasons: Reasons
@@ -115,54 +118,11 @@ def misshapen(
         return f"cannot be merged: {what}, and {why}", "Train without its grouped convolutions.", "grouped"
     if not sound or down[0] != up[1]:
         return f"{what}, which do not fit together", None, "shapes"
+    if max(math.prod(down), math.prod(up)) > MOST_WEIGHTS:
+        return f"{what}, larger than any LoRA's", None, "large"
     if bias is not None and bias != up[:1]:
         return f"module {module} has a bias of shape {list(bias)} beside {up[0]} outputs", None, "bias"
     return None
-
-
-class Pattern:
-    """A ``rank_pattern`` or ``alpha_pattern``: the value of the first pattern that matches a module's name, by PEFT's own rule.
-
-    Args:
-        values: by pattern, as the config has them.
-        name: of the field, for reasons.
-        reasons: learn of what is no pattern.
-    """
-
-    def __init__(self, values: Any, name: str, reasons: Reasons) -> None:
-        self.plain: dict[
-            str, tuple[int, Any]
-        ] = {}  # names that no special character makes a pattern: found without trying
-        self.others: list[tuple[int, re.Pattern[str], Any]] = []
-        if values and not isinstance(values, Mapping):
-            reasons.add(f"has {name} {str(values)[:40]!r}, which is no table")
-            return
-        for number, (key, value) in enumerate((values or {}).items()):
-            plain = re.sub(r"\\(\W)", r"\1", key)
-            if re.escape(plain) == key:
-                self.plain.setdefault(plain, (number, value))
-            elif len(key) > 1000 or re.search(r"\)\s*[*+{]", key) or len(re.findall(r"[*+{?]", key)) > 5:
-                reasons.add(
-                    f"has a pattern in {name} that may take for ever to match: {key[:80]!r}", kind=f"{name} slow"
-                )
-            else:
-                try:
-                    self.others.append((number, re.compile(rf"(.*\.)?({key})$"), value))
-                except (re.error, RecursionError) as error:
-                    reasons.add(f"has a pattern in {name} that is not a regular expression: {key!r} ({error})")
-
-    def get(self, module: str, default: Any) -> Any:
-        """The value for a module, or the default where no pattern matches."""
-        first, value = 2**31, default
-        if self.plain:
-            tails = [module, *(module[found.end() :] for found in re.finditer(r"\.", module))]
-            first, value = min((self.plain[tail] for tail in tails if tail in self.plain), default=(first, default))
-        for number, pattern, other in self.others:
-            if number > first:
-                break
-            if pattern.match(module):
-                return other
-        return value
 
 
 class ConfigScale:

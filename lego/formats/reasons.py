@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lego.errors import AdapterError
+from lego.errors import AdapterError, clean
 
 # What a key that holds no plain LoRA factor tells, by a part of its name; the first that fits.
 KEYS = {
@@ -64,6 +64,9 @@ HARMLESS = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 CONVERT = "Convert it to a plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
 
+# Characters of one reason.
+MOST = 500
+
 
 @dataclass
 class Reasons:
@@ -78,7 +81,7 @@ class Reasons:
     def add(self, what: str, fix: str | None = None, kind: str | None = None) -> None:
         """One more reason: what is wrong, without a full stop; what to do; and under which name it is counted."""
         kind = kind or what
-        first = self.found.get(kind, (what, fix, -1))
+        first = self.found.get(kind, (clean(what, MOST), fix, -1))
         self.found[kind] = (*first[:2], first[2] + 1)
 
     @property
