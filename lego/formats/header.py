@@ -91,7 +91,9 @@ def strict_json(text: str | bytes, where: object) -> Any:
         if (parts := sum(map(text.count, "[{,"))) > MOST_PARTS:
             raise AdapterError(f"has {parts} parts, which no such file needs", where)
         found = json.loads(text, object_pairs_hook=once)
-        if re.search(r"\\u[dD]", text):  # half of a pair that stands alone is no character, and could not be written again
+        if re.search(
+            r"\\u[dD]", text
+        ):  # half of a pair that stands alone is no character, and could not be written again
             json.dumps(found, ensure_ascii=False).encode()
         return found
     except (ValueError, RecursionError) as error:

@@ -24,6 +24,9 @@ RESAVE = (
     "Save it as safetensors: `model.save_pretrained(folder)` of a current PEFT, or `save_lora_weights` of diffusers."
 )
 MOST_CARD = 50_000
+MOST_BRACKETS = 500  # PyYAML's time grows with the square of how deep they nest
+# What PyYAML raises for a tag such as !!bool before a value that is none.
+MISFITS = (AttributeError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,8 @@ def open_adapter(path: Path) -> Adapter:
 
     modules = {module: part.spec for module, part in contents.parts.items()}
     name = path.name if found.path.is_dir() else path.stem
-    return Adapter(
-        name,
-        modules,
-        read,
-        base_of(contents, found.card),
-        path,
-        found.weights,
-        None,
-        contents.format,
-        contents.config,
-        found.card,
-    )
+    facts: dict[str, Any] = {"format": contents.format, "config": contents.config, "card": found.card}
+    return Adapter(name, modules, read, base_of(contents, found.card), path, found.weights, **facts)
 
 
 def base_of(contents: Contents, card: Mapping[str, Any]) -> str | None:
@@ -177,6 +170,13 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+class CardLoader(yaml.SafeLoader):
+    """Safe YAML without merge keys, a few of which can hold more than fits in memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave "<<" for the constructor, which does not know it."""
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """Front matter of the README, or nothing when there is none.
 
@@ -191,9 +191,10 @@ def read_card(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise AdapterError(f"cannot be read ({error.strerror})", path) from error
     found = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
+    if found and sum(map(found[1].count, "[{")) > MOST_BRACKETS:
+        raise AdapterError(f"has front matter with more than {MOST_BRACKETS} brackets", path, "Write lists with dashes.")
     try:
-        # Everything as text: dates, numbers and merge keys that are wrong or made to explode are not looked at.
-        card = yaml.load(found[1], yaml.BaseLoader) if found else {}
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        card = yaml.load(found[1], CardLoader) if found else {}  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, RecursionError, ValueError, *MISFITS) as error:
         raise AdapterError(f"has front matter that is not valid YAML ({error})", path) from error
     return card if isinstance(card, dict) else {}
