@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,12 +46,13 @@ def merged_update(pool: Pool, rule: Rule) -> Float[Tensor, "d_out d_in"]:
     limits: dict[int, float] = {}
     if rule.sparsity == "magnitude":
         for source, b, a in parts:
+            if (common := rule.limit(pool, source, updates_of)) is not None:
+                limits[source] = below(common)
+                continue
             for some in rows:  # in the same blocks as below, so that they round alike
                 torch.mm(b[some], a, out=merged[some])
             magnitudes = merged.abs_().flatten()[None]
-            limit = largest(magnitudes, int(rule.density * magnitudes.shape[1]))
-            # The next smaller number, since hardshrink drops what equals its limit.
-            limits[source] = float(limit.nextafter(limit.new_tensor(-torch.inf)))
+            limits[source] = below(float(largest(magnitudes, int(rule.density * magnitudes.shape[1]))))
 
     for some in rows:
         blocks = []
@@ -59,6 +62,20 @@ def merged_update(pool: Pool, rule: Rule) -> Float[Tensor, "d_out d_in"]:
             blocks.append(hardshrink(block, limits[source]) if limits else rule.sparse(block, draw))
         merged[some] = rule.combine(torch.stack(blocks), weights)[0]
     return merged
+
+
+def below(limit: float) -> float:
+    """The next smaller fp32 number, since hardshrink drops what equals its limit."""
+    return float(np.nextafter(np.float32(limit), np.float32(-np.inf)))
+
+
+def updates_of(pool: Pool, source: int) -> Iterator[Tensor]:
+    """A source's updates s_j B_j A_j in the blocks that `merged_update` makes, so that they round alike."""
+    down, up = unweighted(pool)
+    own = pool.owner == source
+    for b, a in zip(up[:, :, own], down[:, own], strict=True):
+        for block in b.split(max(1, BLOCK // a.shape[1])):
+            yield block @ a
 
 
 def truncated_svd(

@@ -5,6 +5,7 @@ The product of the merged halves has cross terms B_i A_j between different adapt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -23,11 +24,12 @@ def factorwise(pool: Pool, rule: Rule) -> Merged:
     """
     downs, ups, weights = [], [], []
     for source in pool.present:
-        own = pool.owner == source
-        weight = pool.coefficient[:, own][:, :1, None]  # w_j s_j, (M, 1, 1)
-        down, up = pool.down[:, own] / weight.abs().sqrt(), pool.up[:, :, own] / (weight.abs().sqrt() * weight.sign())
-        down = rule.sparse(down, partial(pool.uniform, stream=f"A{source}"))
-        up = rule.sparse(up, partial(pool.uniform, stream=f"B{source}"))
+        weight = pool.coefficient[:, pool.owner == source][:, :1, None]  # w_j s_j, (M, 1, 1)
+        limit = rule.limit(pool, source, factors_of)
+        down, up = (
+            rule.sparse(factor, partial(pool.uniform, stream=f"{half}{source}"), limit)
+            for half, factor in zip("AB", factors_of(pool, source), strict=True)
+        )
         missing = max(pool.ranks) - down.shape[1]
         downs.append(pad(down, (0, 0, 0, missing)))
         ups.append(pad(up, (0, missing)))
@@ -35,3 +37,11 @@ def factorwise(pool: Pool, rule: Rule) -> Merged:
     weight = torch.stack(weights)
     root = weight.abs().sqrt()
     return rule.combine(torch.stack(downs), root * weight.sign()), rule.combine(torch.stack(ups), root)
+
+
+def factors_of(pool: Pool, source: int) -> Iterator[torch.Tensor]:
+    """A source's own A and B, without weight and scale."""
+    own = pool.owner == source
+    weight = pool.coefficient[:, own][:, :1, None]
+    yield pool.down[:, own] / weight.abs().sqrt()
+    yield pool.up[:, :, own] / (weight.abs().sqrt() * weight.sign())

@@ -19,6 +19,7 @@ from torch import Tensor
 from lego.lowrank import NUMERICAL_RANK
 from lego.orthogonal import orthogonal_sum
 from lego.registry import Rank
+from lego.trimming import Entries, limit_over_all
 from lego.units import Pool
 
 RuleName = Literal["sum", "magnitude_prune", "ties", "dare_linear", "dare_ties", "tsv"]
@@ -30,12 +31,12 @@ Weights = Float[Tensor, "sources modules 1 1"]
 
 # The rules' parameters, as methods declare them.
 ChosenRule = Annotated[RuleName, Field(description="How the sources' matrices become one.")]
-Trimmed = Annotated[
-    float,
+Trimmed = Annotated[float, Field(gt=0, le=1, description="Share of entries kept, those of largest magnitude.")]
+Over = Literal["module", "adapter"]
+TrimmedOver = Annotated[
+    Over,
     Field(
-        gt=0,
-        le=1,
-        description="Share of entries kept in each matrix; the TIES paper ranks those of all layers together.",
+        description="Rank the entries of each matrix apart (PEFT), or those of the whole adapter together (the TIES paper)."
     ),
 ]
 Dropped = Annotated[float, Field(gt=0, le=1, description="Probability with which an entry is kept.")]
@@ -64,22 +65,30 @@ class Rule:
         density: share of entries kept, or probability to keep one.
         majority: elect by the summed values (``total``) or by the count of signs (``frequency``).
         weighted_vote: whether the weights count in the election.
+        over: whether magnitudes are ranked in each matrix or over the whole adapter.
     """
 
     name: RuleName
     density: float = 1.0
     majority: Majority = "total"
     weighted_vote: bool = False
+    over: Over = "module"
 
     @property
     def sparsity(self) -> Sparsity:
         """What is done to each source first."""
         return RULES[self.name][0] if self.density < 1 else "none"
 
-    def sparse(self, tensor: Rows, uniform: Callable[..., Rows]) -> Rows:
+    def limit(self, pool: Pool, source: int, entries: Entries) -> float | None:
+        """What a source is trimmed at in every module; None where each matrix has its own limit."""
+        if self.sparsity != "magnitude" or self.over == "module":
+            return None
+        return limit_over_all(pool, source, self.density, entries)
+
+    def sparse(self, tensor: Rows, uniform: Callable[..., Rows], limit: float | None = None) -> Rows:
         """One source's tensor, trimmed or dropped; ``uniform(rows, columns)`` gives the random numbers."""
         if self.sparsity == "magnitude":
-            return trim(tensor, self.density)
+            return trim(tensor, self.density, limit)
         if self.sparsity == "random":
             return drop_and_rescale(tensor, self.density, uniform(*tensor.shape[1:]))
         return tensor
@@ -118,9 +127,12 @@ def threshold(tensor: Rows, density: float) -> Float[Tensor, "modules 1 1"]:
     return largest(flat, int(density * flat.shape[1]))[:, :, None]
 
 
-def trim(tensor: Rows, density: float) -> Rows:
-    """Keep the share ``density`` of largest magnitude in each module, zero the rest (TIES, step 1). Equals are kept together."""
-    return torch.where(tensor.abs() >= threshold(tensor, density), tensor, 0)
+def trim(tensor: Rows, density: float, limit: float | None = None) -> Rows:
+    """Keep what reaches the limit, or the share ``density`` of largest magnitude in each module, zero the rest (TIES, step 1).
+
+    Equals are kept together.
+    """
+    return torch.where(tensor.abs() >= (threshold(tensor, density) if limit is None else limit), tensor, 0)
 
 
 def drop_and_rescale(tensor: Rows, density: float, uniform: Rows) -> Rows:

@@ -7,9 +7,10 @@ summing their updates (arXiv 2409.16167, section 3), so a pool *is* the exact ta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,19 @@ from lego.weights import Weight, check_weights, weight_at
 
 # Weights of one group of modules in memory at a time, in bytes of fp32.
 GROUP_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All pools of a merge, for what has to see every module at once.
+
+    Attributes:
+        pools: reads them again.
+        memo: what was found, for the other pools of the same merge.
+    """
+
+    pools: Callable[[], Iterable[Pool]] = tuple
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Pool:
         owner: which source a unit comes from, (units,).
         total_weight: Σ_j |w_j| over all sources of the merge, also those that do not adapt these modules, (M,).
         seed: of the merge.
+        whole: the merge.
     """
 
     modules: tuple[str, ...]
@@ -49,6 +64,7 @@ class Pool:
     owner: Int[Tensor, " units"]
     total_weight: Float[Tensor, " modules"]
     seed: int = 0
+    whole: Whole = field(default_factory=Whole, repr=False)
 
     @property
     def units(self) -> int:
@@ -116,6 +132,7 @@ def pool(
     weights: Sequence[Weight] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    whole: Whole | None = None,
 ) -> Pool:
     """The pool of modules of one shape.
 
@@ -127,6 +144,7 @@ def pool(
         weights: w_j, one for each source, 1 each unless given.
         seed: for what draws random numbers later.
         device: where the pool's tensors lie.
+        whole: the merge that the pool is a part of; these modules alone unless given.
 
     Raises:
         AdapterError: when no source adapts the modules, their shapes disagree between sources, or a value is not finite.
@@ -155,7 +173,8 @@ def pool(
             start += rank
     owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
     down, up, weight, scale = (tensor.to(device) for tensor in (down, up, weight, scale))
-    return Pool(modules, down, up, weight, scale, owner.to(device), total.to(device), seed)
+    whole = whole or Whole(lambda: [pool(adapters, modules, weights, seed, device)])
+    return Pool(modules, down, up, weight, scale, owner.to(device), total.to(device), seed, whole)
 
 
 def signed_root(value: float) -> float:
@@ -216,7 +235,11 @@ def pools(
     groups: dict[Signature, list[str]] = {}
     for module in module_names(adapters, found) if modules is None else modules:
         groups.setdefault(signature(adapters, found, module), []).append(module)
-    for ((d_in, d_out, *_), ranks), modules in groups.items():
-        size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
-        for start in range(0, len(modules), size):
-            yield pool(adapters, modules[start : start + size], found, seed, device)
+
+    def read(whole: Whole | None = None) -> Iterator[Pool]:
+        for ((d_in, d_out, *_), ranks), names in groups.items():
+            size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
+            for start in range(0, len(names), size):
+                yield pool(adapters, names[start : start + size], found, seed, device, whole)
+
+    yield from read(Whole(read))

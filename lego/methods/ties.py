@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lego.factorwise import factorwise
 from lego.registry import Merged, merge_method
-from lego.rules import Rule, Trimmed, Vote, WeightedVote
+from lego.rules import Rule, Trimmed, TrimmedOver, Vote, WeightedVote
 from lego.units import Pool
 
 
@@ -17,8 +17,9 @@ def ties(
     pool: Pool,
     *,
     density: Trimmed = 0.5,
+    trim_over: TrimmedOver = "module",
     majority: Vote = "total",
     weighted_vote: WeightedVote = False,
 ) -> Merged:
     """Trim each factor, elect a sign for each entry and average the sources that agree, A and B apart as PEFT's `ties` does."""
-    return factorwise(pool, Rule("ties", density, majority, weighted_vote))
+    return factorwise(pool, Rule("ties", density, majority, weighted_vote, trim_over))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lego.dense import merge_dense
 from lego.registry import Merged, merge_method, resolve_rank
-from lego.rules import Cut, Rule, Trimmed, Vote, WeightedVote
+from lego.rules import Cut, Rule, Trimmed, TrimmedOver, Vote, WeightedVote
 from lego.units import Pool
 
 
@@ -18,9 +18,10 @@ def ties_svd(
     pool: Pool,
     *,
     density: Trimmed = 0.5,
+    trim_over: TrimmedOver = "module",
     majority: Vote = "total",
     weighted_vote: WeightedVote = False,
     rank: Cut = "2r",
 ) -> Merged:
     """Trim each whole update, elect a sign for each entry and average the sources that agree; then cut to a rank."""
-    return merge_dense(pool, Rule("ties", density, majority, weighted_vote), resolve_rank(rank, pool))
+    return merge_dense(pool, Rule("ties", density, majority, weighted_vote, trim_over), resolve_rank(rank, pool))
