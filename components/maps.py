@@ -22,7 +22,7 @@ from lego import Adapter, AdapterError, module_kind, module_layer
 from lego.layout import UnitMap, resolve, unit_map
 
 MOST_UNITS = 4000
-"""More units than this are thinned out by whole modules: the Gram matrix grows with their square."""
+"""More units than this are thinned out by whole modules: nobody tells more points apart, and a browser draws them slowly."""
 
 
 _lock = threading.Lock()
@@ -42,7 +42,7 @@ class Mapped:
     @cached_property
     def umap(self) -> Future[np.ndarray]:
         """UMAP coordinates (units, 2), computed in the background from the first time that they are asked for."""
-        return in_thread(lambda: projector.umap(self.units.gram), "umap")
+        return in_thread(lambda: projector.umap(self.units.components()), "umap")
 
 
 @dataclass(frozen=True)

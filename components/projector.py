@@ -3,7 +3,8 @@
 The first UMAP of a process compiles for half a minute, in Python: in a thread that would hold up every other thread of the
 page. The process is started when first needed, keeps what it compiled, and ends with the page.
 
-    parent → worker: number of units (8 bytes), then the Gram matrix (float64); worker → parent: the coordinates (float64, units × 2)
+    parent → worker: numbers of units and of components (8 bytes each), then the units' principal components (float32)
+    worker → parent: the coordinates (float32, units × 2)
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from lego import AdapterError
-from lego.layout import UnitMap
+from lego.projection import umap
 
 ROOT = Path(__file__).parents[1]
+HEADER = "<qq"
 
 
 class Projector:
@@ -30,8 +32,8 @@ class Projector:
     def __init__(self) -> None:
         self._lock, self._process = threading.Lock(), None
 
-    def umap(self, gram: np.ndarray) -> np.ndarray:
-        """Coordinates (units, 2) of units with these inner products (units, units).
+    def umap(self, points: np.ndarray) -> np.ndarray:
+        """Coordinates (units, 2) of units with these principal components (units, components).
 
         Raises:
             AdapterError: when the worker dies.
@@ -39,9 +41,9 @@ class Projector:
         with self._lock:
             process = self._running()
             try:
-                process.stdin.write(struct.pack("<q", len(gram)) + np.ascontiguousarray(gram, "<f8").tobytes())
+                process.stdin.write(struct.pack(HEADER, *points.shape) + np.ascontiguousarray(points, "<f4").tobytes())
                 process.stdin.flush()
-                return _read(process.stdout, len(gram), 2)
+                return _read(process.stdout, len(points), 2)
             except (OSError, EOFError) as error:
                 process.kill()
                 self._process = None
@@ -55,18 +57,11 @@ class Projector:
 
 
 def _read(stream: BinaryIO, rows: int, columns: int) -> np.ndarray:
-    wanted = 8 * rows * columns
+    wanted = 4 * rows * columns
     data = stream.read(wanted)
     if len(data) < wanted:
         raise EOFError
-    return np.frombuffer(data, "<f8").reshape(rows, columns)
-
-
-def from_gram(gram: np.ndarray) -> UnitMap:
-    """A unit map that knows nothing but inner products, which is all that a projection needs."""
-    none = np.zeros(len(gram), dtype=int)
-    norm = np.sqrt(np.maximum(np.diagonal(gram), 0))
-    return UnitMap((), (), none, none, none, none, norm, gram, ())
+    return np.frombuffer(data, "<f4").reshape(rows, columns)
 
 
 def serve() -> None:
@@ -74,10 +69,9 @@ def serve() -> None:
     os.nice(10)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
-    while header := sys.stdin.buffer.read(8):
-        (count,) = struct.unpack("<q", header)
-        coordinates = from_gram(_read(sys.stdin.buffer, count, count)).umap()
-        answers.write(np.ascontiguousarray(coordinates, "<f8").tobytes())
+    while header := sys.stdin.buffer.read(struct.calcsize(HEADER)):
+        points = _read(sys.stdin.buffer, *struct.unpack(HEADER, header))
+        answers.write(np.ascontiguousarray(umap(points), "<f4").tobytes())
         answers.flush()
 
 

@@ -1,23 +1,21 @@
-"""Where units lie: 2-D coordinates, clusters and neighbours of all units of equal length, from one Gram matrix."""
+"""Where units lie: coordinates, clusters and neighbours of all units of equal length."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse.linalg import eigsh
+from torch import Tensor
 
+from lego import projection
 from lego.adapter import Adapter, module_kind, module_layer
 from lego.cluster import partition
 from lego.errors import AdapterError
 from lego.registry import resolve_rank
 from lego.units import Pool, module_names, pools, signature
-
-Coordinates = Float[np.ndarray, "units 2"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class UnitMap:
         layer: layer number, (units,).
         rank_index: the unit's row in its adapter's A, (units,).
         norm: ‖m‖, (units,).
-        gram: inner products of the units, fp64, (units, units).
-        pools: the same units, module by module, for clustering.
+        pools: the units themselves, module by module.
     """
 
     adapters: tuple[str, ...]
@@ -42,61 +39,40 @@ class UnitMap:
     layer: Int[np.ndarray, " units"]
     rank_index: Int[np.ndarray, " units"]
     norm: Float[np.ndarray, " units"]
-    gram: Float[np.ndarray, "units units"]
     pools: tuple[Pool, ...]
 
     def __len__(self) -> int:
         return len(self.adapter)
 
-    @property
-    def distances(self) -> Float[np.ndarray, "units units"]:
-        """Euclidean distances between the units."""
-        squares = self.norm**2
-        return np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * self.gram, 0))
+    def vectors(self) -> Float[Tensor, "units length"]:
+        """The units side by side, fp32: put together anew each time, so that a map holds them once."""
+        place = {module: (pool, row) for pool in self.pools for row, module in enumerate(pool.modules)}
+        d_in, d_out = self.pools[0].down.shape[2], self.pools[0].up.shape[1]
+        units, start = torch.empty(len(self), d_in + d_out), 0
+        for pool, row in (place[module] for module in self.modules):
+            rows = units[start : start + pool.units]
+            rows[:, :d_in], rows[:, d_in:] = pool.down[row], pool.up[row].T
+            start += pool.units
+        return units
 
     def neighbours(self, unit: int, count: int = 5) -> list[int]:
         """The nearest other units, nearest first."""
-        distance = self.norm**2 - 2 * self.gram[unit]
-        distance[unit] = np.inf
-        return np.argsort(distance, kind="stable")[: min(count, len(self) - 1)].tolist()
+        units = self.vectors()
+        distance = torch.cdist(units[unit][None], units, compute_mode="donot_use_mm_for_euclid_dist")[0]
+        distance[unit] = torch.inf
+        return distance.argsort(stable=True)[: min(count, len(self) - 1)].tolist()
 
-    def pca(self) -> Coordinates:
-        """The two principal components of the centred units, from the centred Gram matrix: exact, and at once.
+    def pca(self) -> projection.Coordinates:
+        """The two principal components of the centred units, at once."""
+        return projection.principal_components(self.vectors(), 2)
 
-        The sign of an axis is fixed so that its largest coordinate is positive.
-        """
-        mean = self.gram.mean(axis=0)
-        centred = self.gram - mean[None] - mean[:, None] + mean.mean()
-        if len(self) <= 3:
-            values, vectors = np.linalg.eigh(centred)
-        else:
-            values, vectors = eigsh(centred, k=2, which="LA", v0=np.ones(len(self)))
-        order = np.argsort(values)[::-1][:2]
-        points = vectors[:, order] * np.sqrt(np.maximum(values[order], 0))
-        points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
-        return points * np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
+    def components(self) -> Float[np.ndarray, "units components"]:
+        """The principal components that UMAP starts from: the picture of `umap` is `projection.umap` of these, in any process."""
+        return projection.principal_components(self.vectors(), projection.COMPONENTS, projection.COARSE)
 
-    def umap(self, seed: int = 0, neighbours: int = 15) -> Coordinates:
-        """UMAP of the units, from their exact neighbours and started at the PCA: the same picture each time.
-
-        Units fewer than four have no neighbourhoods to keep, so their PCA is returned.
-        """
-        if len(self) < 4:
-            return self.pca()
-        import umap  # numba compiles for seconds: only when a UMAP is asked for
-
-        near = min(neighbours, len(self) - 1)
-        distances = self.distances
-        np.fill_diagonal(distances, 0)
-        index = np.argsort(distances, axis=1, kind="stable")[:, :near]
-        graph = (index, np.take_along_axis(distances, index, axis=1).astype(np.float32), None)
-        start = self.pca()
-        start = 10 * start / max(np.abs(start).max(), 1e-12)
-        # A precomputed graph leaves UMAP no use for the data but its number of rows.
-        reducer = umap.UMAP(n_neighbors=near, precomputed_knn=graph, init=start, random_state=seed, n_jobs=1)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="precomputed_knn")  # it cannot place new points; there are none
-            return reducer.fit_transform(start.astype(np.float32))
+    def umap(self, seed: int = 0, neighbours: int = 15) -> projection.Coordinates:
+        """UMAP of the units: the same picture each time."""
+        return projection.umap(self.components(), seed, neighbours)
 
     def clusters(self, k: int | str = "2r", restarts: int = 8) -> Int[np.ndarray, " units"]:
         """The cluster of each unit within its module: the very partition that a LEGO merge of the same k and seed makes."""
@@ -147,8 +123,7 @@ def unit_map(
     order = [module for module in module_names(adapters, weights) if module in place]
     counts = [place[module][0].units for module in order]
     owner = [place[module][0].owner for module in order]
-    units = torch.cat([torch.cat([p.down[i], p.up[i].mT], 1) for p, i in (place[module] for module in order)]).double()
-    gram = (units @ units.mT).numpy()
+    squares = [place[module][0].gram[place[module][1]].diagonal() for module in order]
     return UnitMap(
         adapters=tuple(adapter.name for adapter in adapters),
         modules=tuple(order),
@@ -156,8 +131,7 @@ def unit_map(
         module=np.repeat(np.arange(len(order)), counts),
         layer=np.repeat([module_layer(module) for module in order], counts),
         rank_index=np.concatenate([rank_indices(ids.numpy()) for ids in owner]),
-        norm=np.sqrt(np.maximum(np.diagonal(gram), 0)),
-        gram=gram,
+        norm=torch.cat(squares).clamp_min(0).sqrt().numpy(),
         pools=groups,
     )
 
