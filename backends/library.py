@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from backends import hub
 from backends.builtin import home
-from lego import Adapter, AdapterError, read_adapter, write_adapter
+from lego import Adapter, AdapterError, ModuleSpec, merge_into, read_adapter, write_adapter
 from lego.formats import peft
 
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
@@ -148,7 +148,7 @@ def _check_remote(repo: hub.Repo, shapes: Shapes | None) -> None:
             adapter = read_adapter(stub)
         except AdapterError as error:
             raise AdapterError(error.what, repo.id, error.fix) from error
-        if shapes is not None and (reason := misfit(adapter, shapes)):
+        if shapes is not None and (reason := misfit(adapter.modules, shapes)):
             raise AdapterError(reason, repo.id)
 
 
@@ -158,11 +158,25 @@ def add_merge(adapter: Adapter) -> Entry:
     Raises:
         AdapterError: when it cannot be written.
     """
+    return _adopt(adapter.name, lambda place: write_adapter(adapter, place, torch.float16))
+
+
+def merge(adapters: Sequence[Adapter], name: str, **options: Any) -> Entry:
+    """Merge adapters from files to files and add the result; ``options`` as `lego.merge_into` takes them.
+
+    Raises:
+        AdapterError: when they cannot be merged, or the result cannot be written.
+    """
+    return _adopt(name, lambda place: merge_into(place, adapters, name=name, **options))
+
+
+def _adopt(title: str, write: Callable[[Path], object]) -> Entry:
     root = home() / "merges"
     root.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name).strip("-.")[:60] or "merge"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:60] or "merge"
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
-        written = write_adapter(adapter, Path(scratch) / slug, torch.float16)
+        written = Path(scratch) / slug
+        write(written)
         key = read_adapter(written).fingerprint[:12]
         place = root / key / slug
         place.parent.mkdir(exist_ok=True)
@@ -173,9 +187,7 @@ def add_merge(adapter: Adapter) -> Entry:
                 if not place.is_dir():  # otherwise someone else has just written the same
                     raise
     make_room(root, place.parent)
-    found = read_adapter(place)
-    found.report, found.recipe = adapter.report, adapter.recipe
-    return _keep(found, "merge", title=adapter.name)
+    return _keep(read_adapter(place), "merge", title=title)
 
 
 def make_room(root: Path, latest: Path) -> None:
@@ -220,21 +232,23 @@ def fits(entry: Entry, shapes: Shapes) -> str | None:
         entry: of the library.
         shapes: (d_in, d_out) of the base's modules, from `backends.bases.module_shapes`.
     """
-    return misfit(get(entry.key), shapes)
+    return misfit(get(entry.key).modules, shapes)
 
 
-def misfit(adapter: Adapter, shapes: Shapes) -> str | None:
-    """As `fits`, for an opened adapter."""
-    missing = [name for name in adapter.modules if name not in shapes]
+def misfit(modules: Mapping[str, ModuleSpec], shapes: Shapes) -> str | None:
+    """As `fits`, from what the headers tell of the modules."""
+    missing = [name for name in modules if name not in shapes]
     if missing:
-        many = f"{len(missing)} of its {len(adapter.modules)} modules"
+        many = f"{len(missing)} of its {len(modules)} modules"
         return f"{many} are no linear layers of this base, such as {missing[0]}."
-    for name, spec in adapter.modules.items():
+    for name, spec in modules.items():
         if shapes[name] != (spec.d_in, spec.d_out):
             d_in, d_out = shapes[name]
             return (
                 f"It was made for another base: {name} is {spec.d_in} → {spec.d_out} in it but {d_in} → {d_out} here."
             )
+        if spec.bias:
+            return f"It trains a bias in its B ({name}), which can be merged but not run here."
     return None
 
 
@@ -243,8 +257,8 @@ def _find(key: str) -> Kept:
         kept = _kept.get(key)
     if kept is None and re.fullmatch(r"[0-9a-f]{12}", key):
         # Merges outlive the process.
-        for folder in sorted((home() / "merges" / key).glob(f"*/{peft.CONFIG}")):
-            _keep(read_adapter(folder.parent), "merge")
+        for folder in sorted((home() / "merges" / key).glob("*")):
+            _keep(read_adapter(folder), "merge")
         with _lock:
             kept = _kept.get(key)
     if kept is None:
@@ -292,8 +306,11 @@ def stamp(adapter: Adapter) -> tuple[int, int]:
 
 
 def alpha_of(adapter: Adapter) -> str:
-    """Alpha as the config gives it, with what changes it: ``16``, ``16 (rsLoRA)``, ``16, differs by module``."""
-    config = peft.read_config(adapter.path / peft.CONFIG) if adapter.path else {}
-    notes = " (rsLoRA)" if config.get("use_rslora") else ""
-    differs = ", differs by module" if config.get("alpha_pattern") else ""
-    return f"{config.get('lora_alpha', '')}{notes}{differs}"
+    """Alpha for people, with what changes it: ``16``, ``16 (rsLoRA)``, ``16, differs by module``."""
+    if adapter.format == "peft" and adapter.path:
+        config = peft.read_config(adapter.path / peft.CONFIG)
+        notes = " (rsLoRA)" if config.get("use_rslora") else ""
+        differs = ", differs by module" if config.get("alpha_pattern") else ""
+        return f"{config.get('lora_alpha', '')}{notes}{differs}"
+    alphas = sorted({round(spec.scale * spec.rank, 4) for spec in adapter.modules.values()})
+    return f"{alphas[0]:g}" if len(alphas) == 1 else f"{alphas[0]:g} to {alphas[-1]:g}, differs by module"

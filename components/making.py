@@ -36,17 +36,15 @@ def make(
     Raises:
         AdapterError: when the sources or parameters cannot be used together.
     """
-    adapters = [library.get(key) for key, _ in weights]
-    merged = lego.merge(
-        adapters,
+    return library.merge(
+        [library.get(key) for key, _ in weights],
+        slug(name) or slug(title_of(method, parameters)),
         method=method,
         weights=[weight for _, weight in weights],
         seed=seed,
-        name=slug(name) or slug(title_of(method, parameters)),
         progress=progress,
         **parameters,
     )
-    return library.add_merge(merged)
 
 
 def title_of(method: str, parameters: dict[str, Any]) -> str:

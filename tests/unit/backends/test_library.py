@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lego
 from backends import library
 from backends.bases import module_shapes
 from lego import AdapterError, read_adapter
@@ -20,6 +21,7 @@ from tests.conftest import half_pair, write_peft
 from tests.hub import COMMIT, Hub, hub
 from tests.tiny import SHAPES, tiny_adapter, tiny_base, tiny_tensors
 
+Q = "model.layers.0.self_attn.q_proj"
 CARD = "---\nbase_model: someone/tiny\nbrickyard:\n  title: A nice title\n  task: naming things\n---\n\n# Hello\n"
 
 
@@ -105,6 +107,26 @@ def test_fits_compares_modules_and_shapes(tmp_path: Path) -> None:
     deep = write_peft(tmp_path / "c", half_pair("model.layers.7.self_attn.q_proj"), r=4)
     found = library.fits(library.add_folder(deep), shapes)
     assert found == "1 of its 1 modules are no linear layers of this base, such as model.layers.7.self_attn.q_proj."
+
+
+def test_biases_and_other_kinds_of_module_do_not_run(tmp_path: Path) -> None:
+    shapes = module_shapes(tiny_base())
+    biased = {**half_pair(Q), f"base_model.model.{Q}.lora_B.bias": torch.zeros(24)}
+    found = library.fits(library.add_folder(write_peft(tmp_path / "a", biased, r=4, lora_bias=True)), shapes)
+    assert found == f"It trains a bias in its B ({Q}), which can be merged but not run here."
+    file = tmp_path / "lora.safetensors"
+    save_file(
+        {"unet.mid_block.x.lora_A.weight": torch.ones(2, 3), "unet.mid_block.x.lora_B.weight": torch.ones(3, 2)}, file
+    )
+    entry = library.add_folder(file)
+    assert (entry.name, entry.alpha) == ("lora", "2")
+    assert "no linear layers of this base, such as unet.mid_block.x" in str(library.fits(entry, shapes))
+
+
+def test_merging_from_files_to_files_gives_the_same_entry(home: Path) -> None:
+    sources = [tiny_adapter("one", 1), tiny_adapter("two", 2)]
+    in_memory = library.add_merge(lego.merge(sources, name="both", method="svd", rank=3))
+    assert library.merge(sources, "both", method="svd", rank=3).key == in_memory.key
 
 
 def test_a_merge_is_what_a_download_gives(home: Path) -> None:
