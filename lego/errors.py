@@ -13,7 +13,18 @@ class AdapterError(ValueError):
     """
 
     def __init__(self, what: str, where: object = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = what, None if where is None else str(where), fix
-        line = f"{self.where}: {what}" if self.where else what
-        # One line whatever came in: file names and keys are untrusted and may hold line breaks.
-        super().__init__(" ".join((f"{line}. {fix}" if fix else line).split()))
+        self.what, self.where, self.fix = clean(what), None if where is None else clean(str(where)), fix and clean(fix)
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        super().__init__(f"{line}. {self.fix}" if self.fix else line)
+
+
+def clean(text: str, most: int = 2000) -> str:
+    """One line that a terminal can show, whatever came in: file names and keys are untrusted."""
+    line = " ".join(text.split())
+    line = line if len(line) <= most else f"{line[:most]} …"
+    return line if line.isprintable() else "".join(map(shown, line))
+
+
+def shown(letter: str) -> str:
+    """A character, or its escape where it is none that can be printed."""
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()

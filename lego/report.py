@@ -90,9 +90,10 @@ def spread(ranks: Sequence[int]) -> str:
 
 
 def licence_of(adapter: Adapter) -> str | None:
-    """As its card states it."""
+    """As its card states it: one, or a list of several."""
     found = adapter.card.get("license")
-    return str(found) if found else None
+    several = found if isinstance(found, list) else [found]
+    return ", ".join(name for name in several if name and isinstance(name, str)) or None
 
 
 def source_norms(pool: Pool, sources: int) -> torch.Tensor:

@@ -192,9 +192,11 @@ def read_card(path: Path) -> dict[str, Any]:
         raise AdapterError(f"cannot be read ({error.strerror})", path) from error
     found = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
     if found and sum(map(found[1].count, "[{")) > MOST_BRACKETS:
-        raise AdapterError(f"has front matter with more than {MOST_BRACKETS} brackets", path, "Write lists with dashes.")
+        raise AdapterError(
+            f"has front matter with more than {MOST_BRACKETS} brackets", path, "Write lists with dashes."
+        )
     try:
-        card = yaml.load(found[1], CardLoader) if found else {}  # noqa: S506 - a safe loader
+        card = yaml.load(found[1], CardLoader) if found else {}
     except (yaml.YAMLError, RecursionError, ValueError, *MISFITS) as error:
         raise AdapterError(f"has front matter that is not valid YAML ({error})", path) from error
     return card if isinstance(card, dict) else {}

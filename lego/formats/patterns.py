@@ -1,4 +1,4 @@
-"""``rank_pattern`` and ``alpha_pattern``: regular expressions out of files that anyone may have made, matched within a budget of steps."""
+"""``rank_pattern`` and ``alpha_pattern``: regular expressions that anyone may have written, matched within a budget of steps."""
 
 from __future__ import annotations
 

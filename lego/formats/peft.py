@@ -34,6 +34,8 @@ def contents(header: Header, config: Mapping[str, Any], reasons: Reasons) -> Con
         reasons: learn of everything that is not a plain, additive, low-rank update.
     """
     refuse_config(config, reasons)
+    if "lora_alpha" not in config:
+        reasons.add(f"has no lora_alpha in its {CONFIG}", "Write there what it was trained with; PEFT would take 8.")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         reasons.add(f"base_model_name_or_path is {str(base)[:80]!r}, not a name")
