@@ -19,10 +19,11 @@ from lego.adapter import Adapter
 from lego.errors import AdapterError
 from lego.recipe import Recipe, Source, read_text
 from lego.registry import method
-from lego.report import MergeReport, spread
+from lego.report import spread
 from lego.run import merge_opened
 from lego.sources import Fetch, open_sources
 from lego.sweep import Point, Sweep
+from lego.verify import read_report
 from lego.write import RECIPE, REPORT
 
 SCORES = "scores.json"
@@ -157,12 +158,19 @@ def essence(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def scores_of(target: Path, scorer: Scorer) -> Row:
-    """A point's scores, from its folder or made and kept there."""
+    """A point's scores, from its folder or made and kept there.
+
+    Raises:
+        AdapterError: when the file that is there holds no scores.
+    """
     file = target / SCORES
     if file.is_file():
-        known = json.loads(read_text(file))
-        if known["of"] == dict(scorer.of):
-            return dict(known["scores"])
+        try:
+            known = json.loads(read_text(file))
+            if known["of"] == dict(scorer.of):
+                return dict(known["scores"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise AdapterError("holds no scores", file, "Remove it, and the point is scored again.") from error
     scores = scorer.score(target)
     write_whole(file, json.dumps({"of": dict(scorer.of), "scores": scores}, indent=1) + "\n")
     return scores
@@ -170,7 +178,7 @@ def scores_of(target: Path, scorer: Scorer) -> Row:
 
 def line_of(point: Point, target: Path, scores: Row) -> Row:
     """A point's line of the table, from its report."""
-    report = MergeReport.model_validate_json(read_text(target / REPORT))
+    report = read_report(target / REPORT)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     return {
         **point.values,

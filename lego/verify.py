@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 
 from lego.adapter import Adapter
@@ -114,17 +115,20 @@ def recipe_differences(out: Path, there: Adapter) -> list[str]:
 
 
 def merged_name(out: Path) -> str:
-    """The merge's name as its report gives it: the folder may have been renamed since.
+    """The merge's name as its report gives it: the folder may have been renamed since."""
+    return read_report(out / REPORT).name if (out / REPORT).exists() else out.resolve().name
+
+
+def read_report(path: Path) -> MergeReport:
+    """The report of a merge.
 
     Raises:
-        AdapterError: when the report is not one.
+        AdapterError: when the file is none.
     """
-    if not (out / REPORT).exists():
-        return out.resolve().name
     try:
-        return MergeReport.model_validate_json(read_text(out / REPORT)).name
-    except ValueError as error:
-        raise AdapterError("is not the report of a merge", out / REPORT, "Remove it or restore it.") from error
+        return MergeReport.model_validate_json(read_text(path))
+    except ValidationError as error:
+        raise AdapterError("is not the report of a merge", path, "Remove it or restore it.") from error
 
 
 def module_errors(there: Adapter, new: Adapter) -> list[tuple[str, float]]:

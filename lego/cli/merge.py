@@ -115,6 +115,12 @@ def split_weight(text: str) -> tuple[str, Weight]:
     end = next((i for i in reversed(ends) if Path(text[:i]).exists()), ends[0])
     parts = [part.rpartition("=") for part in text[end + 1 :].split(",")]
     # A number without a pattern is for all modules; alone it stays a number.
+    patterns = [pattern for pattern, _, _ in parts]
+    if len(set(patterns)) < len(patterns):
+        twice = next(pattern for pattern in patterns if patterns.count(pattern) > 1)
+        raise AdapterError(
+            f"has two weights for {twice or '*'!r}", text, "Later patterns win over earlier ones: give one."
+        )
     numbers = {pattern if equals else "*": parse_number(value, text) for pattern, equals, value in parts}
     return text[:end], numbers["*"] if list(numbers) == ["*"] else numbers
 

@@ -83,7 +83,7 @@ def test_a_repository_with_one_file(remote: Hub, tmp_path: Path) -> None:
     there = read_adapter(folder / "pytorch_lora_weights.safetensors")
     assert (found.sha256, list(found.modules)) == (there.sha256, list(there.modules))
     save_file({"x": a}, folder / "other.safetensors")
-    with pytest.raises(AdapterError, match="some/single: holds 2 safetensors files and no adapter_config.json"):
+    with pytest.raises(AdapterError, match=r"some/single: holds 2 safetensors files and no adapter_config\.json"):
         opener.fetch("some/single")
 
 

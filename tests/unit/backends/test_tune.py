@@ -142,7 +142,7 @@ def test_the_command_writes_the_strength_and_what_it_was_chosen_on(
     shown = capsys.readouterr().out
     recipe = Recipe.read(out / "recipe.yaml")
     strength = recipe.parameters["strength"]
-    assert [line for line in shown.splitlines() if line.endswith("best")][0].split()[0] == f"{strength:g}"
+    assert next(line for line in shown.splitlines() if line.endswith("best")).split()[0] == f"{strength:g}"
     assert recipe.tuned_on is not None
     assert recipe.tuned_on.model_dump() == {
         "rows": hashlib.sha256(rows.read_bytes()).hexdigest(), "count": len(PROMPTS), "split": None, "base": "tiny",

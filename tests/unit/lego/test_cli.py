@@ -175,6 +175,8 @@ BAD: list[tuple[Callable[[list[str]], list[str]], str]] = [
     (lambda two: ["-m", "lego", "-p", "seed=3", *two], "no parameter 'seed'"),
     (lambda two: ["-m", "lego", two[0] + "=heavy"], "not a number"),
     (lambda two: ["-m", "lego", two[0] + "=0.5,q_proj=heavy"], "not a number"),
+    (lambda two: ["-m", "lego", two[0] + "=0.5,q_proj=1,q_proj=2"], "two weights for 'q_proj'"),
+    (lambda two: ["-m", "lego", two[0] + "=0.5,0.7"], "two weights for '*'"),
     (lambda two: ["-m", "lego", two[0] + "=0.5,nothing=1"], "matches none of its modules"),
     (lambda two: ["-m", "lego", two[0] + "=0"], "all weights are 0"),
     (lambda two: ["-m", "lego", two[0] + "=nan"], "finite"),
@@ -290,6 +292,24 @@ def test_verify_without_a_source_or_a_recipe_is_an_error(
     assert f"{two[1]}: does not exist" in capsys.readouterr().err
     assert main(["verify", two[0]]) == 2
     assert "recipe.yaml: cannot be read" in capsys.readouterr().err
+
+
+def test_verify_refuses_a_report_that_is_none(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (merged / "report.json").write_text("{}")
+    assert main(["verify", str(merged)]) == 2
+    assert "report.json: is not the report of a merge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_verify_of_single_files(form: str, tmp_path: Path) -> None:
+    key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight"
+    a, b = half_pair(Q).values()
+    save_file({key.format("A"): a, key.format("B"): b}, tmp_path / "one.safetensors")
+    command = ["merge", "-m", "svd", "-p", "rank=2", "--format", form, "-o", str(tmp_path / "out")]
+    assert main([*command, str(tmp_path / "one.safetensors")]) == 0
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    assert main(["verify", str(moved)]) == 0
+    assert lego.Recipe.read(moved / "recipe.yaml").output.format == form
 
 
 def test_verify_compares_the_two_recipes(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:

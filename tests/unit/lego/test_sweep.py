@@ -217,6 +217,9 @@ def test_points_are_scored_once(sources: list[Path], tmp_path: Path) -> None:
         assert len(asked) == count
         assert [line["exact"] for line in lines] == [(count - 1) / 10, count / 10]
     assert asked == ["seed=0", "seed=1"] * 2
+    (out / "seed=0" / "scores.json").write_text("[]")
+    with pytest.raises(AdapterError, match=r"scores\.json: holds no scores"):
+        run_sweep(sweep, Settings(out, sweep.folder, scorer=Scorer(score, of)))
     assert "exact" in (out / "table.csv").read_text()
     assert "exact" not in run_sweep(sweep, Settings(out, sweep.folder))[0]
 
