@@ -111,33 +111,6 @@ def download(repo: Repo, names: Sequence[str], progress: Progress | None = None)
         return Path(snapshot_download(repo.id, revision=repo.commit, allow_patterns=patterns, **bar, **options()))
 
 
-def write_stub(repo: Repo, name: str, target: Path) -> None:
-    """Write a safetensors file of the hub with its header but zeros for its tensors, which are not fetched (a sparse file).
-
-    Raises:
-        AdapterError: when the file is damaged or cannot be had.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import SafetensorsParsingError
-
-    with hub_errors(repo.id, repo.commit):
-        try:
-            found = HfApi(endpoint=options().get("endpoint")).parse_safetensors_file_metadata(
-                repo.id, name, revision=repo.commit
-            )
-        except SafetensorsParsingError as error:
-            raise AdapterError(f"its {name} is not a readable safetensors file", repo.id) from error
-    tensors = {
-        key: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
-        for key, info in found.tensors.items()
-    }
-    text = json.dumps(tensors).encode()
-    end = max((info.data_offsets[1] for info in found.tensors.values()), default=0)
-    with target.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-
-
 def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
     """The folder of a repository that was downloaded before, if it holds the named file; asks no network.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from backends import hub
+from backends import opener
 from backends.builtin import home
 from lego import Adapter, AdapterError, ModuleSpec, merge_into, read_adapter, write_adapter
 from lego.formats import peft
@@ -26,8 +26,6 @@ from lego.formats import peft
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
 MERGE_BYTES = 4 * 2**30
 """Merges kept on disk; the oldest make room."""
-MOST_BYTES = 4 * 2**30
-"""Larger adapters are not fetched from the hub."""
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -110,46 +108,8 @@ def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = N
     Raises:
         AdapterError: when it does not exist, may not be read, is not a usable LoRA, or the hub cannot be reached.
     """
-    repo_id, from_address = hub.parse_id(repo_id)
-    repo = hub.look(repo_id, revision or from_address)
-    if peft.CONFIG not in repo.sizes:
-        hint = "It is a whole model: load it as the base." if "config.json" in repo.sizes else None
-        raise AdapterError(f"has no {peft.CONFIG}, so it is not an adapter in PEFT's layout", repo_id, hint)
-    if peft.WEIGHTS not in repo.sizes:
-        pickled = "adapter_model.bin" in repo.sizes
-        why = "holds its weights only as a pickle, which is never loaded" if pickled else f"has no {peft.WEIGHTS}"
-        raise AdapterError(why, repo_id, "Ask its owner for safetensors.")
-    if (size := repo.sizes[peft.WEIGHTS]) > MOST_BYTES:
-        raise AdapterError(
-            f"has {size / 1e9:.1f} GB of weights, more than the {MOST_BYTES / 2**30:.0f} GB allowed", repo_id
-        )
-    _check_remote(repo, shapes)
-    names = [name for name in (peft.CONFIG, peft.WEIGHTS, peft.CARD) if name in repo.sizes]
-    adapter = read_adapter(hub.download(repo, names))
-    adapter.name = repo_id.split("/")[1]
-    return _keep(adapter, "hub", origin=f"{repo_id}@{repo.commit}")
-
-
-def _check_remote(repo: hub.Repo, shapes: Shapes | None) -> None:
-    """Everything `read_adapter` would refuse, from the config and the weights' header alone.
-
-    One piece of code judges local and remote adapters: it is shown the remote file's header without the tensors.
-    """
-    hub.read_json(repo, peft.CONFIG)
-    names = [name for name in (peft.CONFIG, peft.CARD) if name in repo.sizes]
-    folder = hub.download(repo, names)
-    with tempfile.TemporaryDirectory(prefix="brickyard-") as scratch:
-        stub = Path(scratch) / repo.id.split("/")[1]
-        stub.mkdir()
-        for name in names:
-            shutil.copy(folder / name, stub / name)
-        hub.write_stub(repo, peft.WEIGHTS, stub / peft.WEIGHTS)
-        try:
-            adapter = read_adapter(stub)
-        except AdapterError as error:
-            raise AdapterError(error.what, repo.id, error.fix) from error
-        if shapes is not None and (reason := misfit(adapter.modules, shapes)):
-            raise AdapterError(reason, repo.id)
+    adapter = opener.fetch(repo_id, revision, None if shapes is None else lambda found: misfit(found.modules, shapes))
+    return _keep(adapter, "hub", origin=adapter.origin)
 
 
 def add_merge(adapter: Adapter) -> Entry:

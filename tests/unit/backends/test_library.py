@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lego
-from backends import library
+from backends import library, opener
 from backends.bases import module_shapes
 from lego import AdapterError, read_adapter
 from tests.conftest import half_pair, write_peft
@@ -259,7 +259,7 @@ def wrong_rank(folder: Path) -> None:
     ("spoil", "told"),
     [
         (not_safetensors, "some/lora: holds its weights only as a pickle, which is never loaded"),
-        (no_config, "some/lora: has no adapter_config.json"),
+        (no_config, "some/lora: .*adapter_config.json"),
         (whole_model, "It is a whole model: load it as the base"),
         (no_json, "some/lora: its adapter_config.json is not valid JSON"),
         (damaged, "some/lora: its adapter_model.safetensors is not a readable safetensors file"),
@@ -297,7 +297,7 @@ def test_too_large_an_adapter_is_refused(
     upload: Callable[..., Path], remote: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload()
-    monkeypatch.setattr(library, "MOST_BYTES", 1000)
+    monkeypatch.setattr(opener, "MOST_BYTES", 1000)
     with pytest.raises(AdapterError, match="more than"):
         library.add_hub("some/lora")
     assert remote.bytes_of("adapter_model.safetensors") == 0
