@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lego.adapter import Adapter
 from lego.errors import AdapterError
-from lego.merge import Progress, merge
+from lego.merge import Progress
 from lego.recipe import Recipe
 from lego.report import MergeReport
 from lego.sources import Fetch, open_sources
-from lego.write import merge_into, write_adapter
+from lego.write import merge_into
 
 
 def run_recipe(
@@ -63,23 +62,20 @@ def merge_opened(
         AdapterError: when the merge cannot be made or written.
     """
     adapters = with_base(adapters, recipe.base_model)
-    merge_facts: dict[str, Any] = {
-        "method": recipe.method,
-        "weights": [source.weight for source in recipe.sources],
-        "seed": recipe.seed,
-        "name": name or out.name,
-        "device": device,
-        "progress": progress,
-    }
-    output: dict[str, Any] = {"dtype": getattr(torch, recipe.output.dtype), "format": recipe.output.format}
-    if recipe.tuned_on is None:
-        return merge_into(out, adapters, **merge_facts, **output, **recipe.parameters)
-    merged = merge(adapters, **merge_facts, **recipe.parameters)
-    assert merged.recipe is not None
-    assert merged.report is not None
-    merged.recipe = merged.recipe.model_copy(update={"tuned_on": recipe.tuned_on})
-    write_adapter(merged, out, **output)
-    return merged.report
+    return merge_into(
+        out,
+        adapters,
+        method=recipe.method,
+        weights=[source.weight for source in recipe.sources],
+        seed=recipe.seed,
+        name=name or out.name,
+        device=device,
+        format=recipe.output.format,
+        dtype=getattr(torch, recipe.output.dtype),
+        progress=progress,
+        tuned_on=recipe.tuned_on,
+        **recipe.parameters,
+    )
 
 
 def with_base(adapters: Sequence[Adapter], base_model: str | None) -> list[Adapter]:

@@ -19,7 +19,7 @@ from lego.card import CARD, card_of
 from lego.errors import AdapterError
 from lego.formats import FORMATS
 from lego.merge import Merging, Progress
-from lego.recipe import DType, Output, Recipe
+from lego.recipe import DType, Output, Recipe, Tuned
 from lego.report import MergeReport
 from lego.tensorwriter import TensorWriter
 from lego.weights import Weight
@@ -41,6 +41,7 @@ def merge_into(
     format: str | None = None,
     dtype: torch.dtype = torch.float16,
     progress: Progress | None = None,
+    tuned_on: Tuned | None = None,
     **parameters: Any,
 ) -> MergeReport:
     """Merge adapters from files to files: one group of modules at a time is in memory, whatever the number of layers.
@@ -50,6 +51,7 @@ def merge_into(
         adapters, method, weights, seed, name, device, progress, **parameters: as `lego.merge`.
         format: a key of `lego.formats.FORMATS`; the first adapter's unless given.
         dtype: of the weights on disk.
+        tuned_on: what the strength was chosen on, for the recipe.
 
     Raises:
         AdapterError: as `lego.merge` and `write_adapter`.
@@ -66,7 +68,8 @@ def merge_into(
                 future.result()
             report = merging.report()
             report.export_error = writer.rounding
-            writer.finish(merging.adapter(writer.specs), merging.recipe(output), report)
+            recipe = merging.recipe(output).model_copy(update={"tuned_on": tuned_on})
+            writer.finish(merging.adapter(writer.specs), recipe, report)
     return report
 
 
