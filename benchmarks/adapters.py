@@ -1,6 +1,6 @@
 """Adapters of the real sizes, random but seeded, for timings: Llama-2-7B in PEFT's layout, SDXL's UNet in diffusers'.
 
-    python -m benchmarks.adapters FOLDER [--count 4] [--rank 16]
+python -m benchmarks.adapters FOLDER [--count 4] [--rank 16]
 """
 
 from __future__ import annotations

@@ -18,14 +18,11 @@ from statistics import median
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from sklearn.cluster import KMeans
 from torch import nn
 
 import lego
 from benchmarks import adapters
 from benchmarks.report import ROOT, machine, table, write_into_readme
-from lego.cluster import partition
-from lego.units import pools
 
 FLOOR = """
 import sys
@@ -179,26 +176,6 @@ def against_knots(size: int) -> tuple[list[str], list[str]]:
     return row, [f"knots_ties is {theirs / took:.1f} times faster"] if theirs < took else []
 
 
-def clustering(sources: list[Path], k: int = 32) -> tuple[list[str], list[str]]:
-    """k-means of all modules for a new k from their Gram matrices, against scikit-learn's on the units."""
-    modules: list[torch.Tensor] = []
-    grams, units = [], []
-    for pool in pools([lego.read_adapter(path) for path in sources]):
-        grams.append(pool)
-        _ = pool.gram
-        units += [torch.cat([a, b.T], 1).numpy() for a, b in zip(pool.down[:1], pool.up[:1], strict=True)]
-        modules += pool.modules
-    took = min(timed(lambda: [partition(pool, k) for pool in grams]) for _ in range(5))
-    theirs = timed(lambda: [KMeans(k, n_init=1, random_state=0).fit(x) for x in units]) * len(modules) / len(units)
-    row = [
-        f"k-means, {len(modules)} modules × {grams[0].units} units, k = {k} vs. scikit-learn (n_init 1)",
-        f"{1000 * took:.0f} ms",
-        f"{1000 * theirs:.0f} ms",
-        f"{theirs / took:.0f} × faster",
-    ]
-    return row, [f"k-means takes {1000 * took:.0f} ms, not 200"] if took > 0.2 else []
-
-
 def timed(work: Callable[[], object]) -> float:
     """Seconds of a call."""
     start = time.perf_counter()
@@ -219,8 +196,6 @@ def main() -> int:
         llama, sdxl = adapters.make_llama(place), adapters.make_sdxl(place)
         parts: list[tuple[list[list[str]], list[str]]] = [commands("Llama-2-7B", llama, Path(scratch), options.rounds)]
         parts.append(commands("SDXL", sdxl, Path(scratch), options.rounds))
-        row, wrong = clustering(llama)
-        parts.append(([row], wrong))
     for row, wrong in (
         against_peft("svd", 4096, 16, faster=100),
         against_peft("ties_svd", 2048, 16, faster=1, density=0.5),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lego.adapter import Adapter
 from lego.cli.outside import fetch, outside
 from lego.errors import AdapterError
+from lego.formats.header import read_header
 from lego.inspect import inspect
 from lego.recipe import Recipe, Source, place
 from lego.registry import Method, Parameter, method, methods
 from lego.report import spread
 from lego.sources import open_source
+from lego.write import RECIPE_KEY
 
 
 def add_commands(commands: Any) -> None:
@@ -95,11 +97,10 @@ def choices(parameter: Parameter) -> str:
 
 
 def opened(text: str) -> Adapter:
-    """The adapter that an argument names, with its recipe if it is a merge."""
+    """The adapter that an argument names, with the recipe in its header if it is a merge."""
     adapter = open_source(Source.model_validate(place(text, Path())), Path(), fetch)
-    if adapter.recipe is None and adapter.path and (file := adapter.path / "recipe.yaml").is_file():
-        adapter.recipe = Recipe.read(file)
-    return adapter
+    recipe = read_header(adapter.weights_file).metadata.get(RECIPE_KEY) if adapter.weights_file else None
+    return replace(adapter, recipe=Recipe.from_yaml(recipe, text)) if recipe else adapter
 
 
 def run_inspect(options: argparse.Namespace) -> int:
