@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
@@ -32,7 +33,7 @@ class Pattern:
         self.name, self.reasons, self.steps = name, reasons, 0.0
         # Names that no special character makes a pattern: found without trying.
         self.plain: dict[str, tuple[int, Any]] = {}
-        self.others: list[tuple[int, re.Pattern[str], parser.SubPattern, Any]] = []
+        self.others: list[tuple[int, re.Pattern[str], Callable[[int], float], Any]] = []
         if values and not isinstance(values, Mapping):
             reasons.add(f"has {name} {str(values)[:40]!r}, which is no table")
             return
@@ -40,36 +41,34 @@ class Pattern:
             plain = re.sub(r"\\(\W)", r"\1", key)
             if re.escape(plain) == key:
                 self.plain.setdefault(plain, (number, value))
-            elif len(key) > MOST_LETTERS or not self.affords(key, COMPILING * len(key)):
+            elif len(key) > MOST_LETTERS or self.steps > BUDGET:
                 self.refuse(key)
             else:
+                self.steps += COMPILING * len(key)
                 try:
-                    self.others.append((number, re.compile(rf"(.*\.)?({key})$"), parser.parse(key), value))
+                    pattern, cost = re.compile(rf"(.*\.)?({key})$"), cache(partial(ways, parser.parse(key)))
+                    self.others.append((number, pattern, cost, value))
                 except (re.error, RecursionError, OverflowError) as error:
                     what = f"has a pattern in {name} that is not a regular expression: {key[:80]!r} ({error})"
                     reasons.add(what, kind=f"{name} bad")
 
     def get(self, module: str, default: Any) -> Any:
         """The value for a module, or the default where no pattern matches."""
+        length = len(module)
         tails = [module, *(module[found.end() :] for found in re.finditer(r"\.", module))]
         first, value = min(
-            (self.plain[tail] for tail in tails if tail in self.plain), default=(len(module) + 2**31, default)
+            (self.plain[tail] for tail in tails if tail in self.plain), default=(length + 2**31, default)
         )
-        for number, pattern, tree, other in self.others:
+        for number, pattern, cost, other in self.others:
             if number > first:
                 break
-            if not self.affords(pattern.pattern, len(tails) * ways(tree, len(module))):
+            self.steps += len(tails) * cost(length)
+            if self.steps > BUDGET:
                 self.refuse(pattern.pattern)
-            elif pattern.match(module):
+                break
+            if pattern.match(module):
                 return other
         return value
-
-    def affords(self, key: str, steps: float) -> bool:
-        """Whether that many more steps are within the budget, which they are then taken from."""
-        if self.steps + steps > BUDGET:
-            return False
-        self.steps += steps
-        return True
 
     def refuse(self, key: str) -> None:
         """Learn of a pattern that is not tried."""

@@ -34,8 +34,6 @@ def contents(header: Header, config: Mapping[str, Any], reasons: Reasons) -> Con
         reasons: learn of everything that is not a plain, additive, low-rank update.
     """
     refuse_config(config, reasons)
-    if "lora_alpha" not in config:
-        reasons.add(f"has no lora_alpha in its {CONFIG}", "Write there what it was trained with; PEFT would take 8.")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         reasons.add(f"base_model_name_or_path is {str(base)[:80]!r}, not a name")
@@ -51,6 +49,8 @@ def contents(header: Header, config: Mapping[str, Any], reasons: Reasons) -> Con
         else:
             unknown.append(key)
     refuse_keys(unknown, reasons)
+    if pieces and "lora_alpha" not in config:
+        reasons.add(f"has no lora_alpha in its {CONFIG}", "Write there what it was trained with; PEFT would take 8.")
     parts = assemble(pieces, header, ConfigScale(config, CONFIG, reasons), reasons)
     return Contents("peft", parts, base, {name: config[name] for name in KEPT if config.get(name)})
 
