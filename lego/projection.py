@@ -11,14 +11,14 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 EXACT = 1000
-"""Up to so many units their Gram matrix is decomposed as a whole."""
+"""Up to so many units, or entries in a unit, the matrix is decomposed as a whole."""
 
 COMPONENTS = 50
 """Principal components that UMAP sees. On trained adapters neighbours among these are kept better than neighbours in full length:
 what the other components hold is mostly noise."""
 
-BLOCK, DEPTH = 16, 20
-"""Vectors that the Krylov iteration carries, and its steps at most: each reads the units twice."""
+BLOCK, DEPTH, ROWS = 16, 20, 256
+"""Vectors that the Krylov iteration carries, its steps at most, and how many units it takes up at a time."""
 
 GAIN, COARSE = 3e-4, 0.1
 """The iteration ends when a step adds no more than this share to the captured variance: for a picture, and for neighbourhoods."""
@@ -34,49 +34,67 @@ def principal_components(
 ) -> Float[np.ndarray, "units count"]:
     """Coordinates of the centred units along their leading principal components; zeros where there are fewer.
 
-    Exact up to `EXACT` units, by `krylov` beyond. The sign of an axis is fixed so that its largest coordinate is positive.
+    Exact up to `EXACT` units or entries, by `krylov` beyond. The sign of an axis is fixed so that its largest coordinate is positive.
     """
     found = min(count, *units.shape)
-    points = gram_eigenvectors(units, found) if len(units) <= EXACT else krylov(units, found, gain)
+    points = exact(units, found) if min(units.shape) <= EXACT else krylov(units, found, gain)
     points = points * np.where(points[np.abs(points).argmax(axis=0), np.arange(found)] < 0, -1, 1)
     return np.pad(points, ((0, 0), (0, count - found)))
 
 
-def gram_eigenvectors(units: Float[Tensor, "units length"], count: int) -> Float[np.ndarray, "units count"]:
-    """Exact components, from the centred Gram matrix in fp64."""
-    centred = units.double() - units.double().mean(0)
-    values, vectors = eigh((centred @ centred.mT).numpy(), subset_by_index=(len(units) - count, len(units) - 1))
-    return vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0))
+def exact(units: Float[Tensor, "units length"], count: int) -> Float[np.ndarray, "units count"]:
+    """Exact components in fp64, from the centred Gram matrix or the covariance, whichever is smaller."""
+    centred = (units.double() - units.double().mean(0)).numpy()
+    wide = len(units) <= units.shape[1]
+    square = centred @ centred.T if wide else centred.T @ centred
+    values, vectors = eigh(square, subset_by_index=(len(square) - count, len(square) - 1))
+    vectors = vectors[:, ::-1]
+    return vectors * np.sqrt(np.maximum(values[::-1], 0)) if wide else centred @ vectors
 
 
 def krylov(units: Float[Tensor, "units length"], count: int, gain: float = GAIN) -> Float[np.ndarray, "units count"]:
-    """Leading components from the block Krylov space of X Xᵀ, X the centred units (Musco and Musco 2015), in fp32.
+    """Leading components from the block Krylov space of Xᵀ X, X the centred units (Musco and Musco 2015), in fp32.
 
     It ends when a step adds less than `gain` of what the components capture, which is defined however close the eigenvalues lie.
     Where a gap of at least `DEFINED` follows them, so are the components, to an angle² of about what a step adds over the gap:
     then the iteration goes on until that is `TURN`². Rounding depends on the number of threads.
     """
     mean = units.mean(0)
-    start = torch.randn(units.shape[1], BLOCK, generator=torch.Generator().manual_seed(0))
-    new = torch.linalg.qr(units @ start - mean @ start).Q
-    basis, images, gram = new[:, :0], units.new_empty(units.shape[1], 0), units.new_empty(0, 0)
+    start = torch.randn(BLOCK, units.shape[1], generator=torch.Generator().manual_seed(0))
+    new = orthonormal(times_covariance(units, mean, start))
+    basis = images = new[:0]  # images = basis Xᵀ X
     captured = 0.0
     for _ in range(DEPTH):
-        image = units.T @ new - mean[:, None] * new.sum(0)  # Xᵀ new
-        basis, images = torch.cat([basis, new], 1), torch.cat([images, image], 1)
-        cross = image.T @ images
-        gram = torch.cat([torch.cat([gram, cross[:, : len(gram)].T], 1), cross])
-        values, vectors = torch.linalg.eigh(gram)
+        basis, images = torch.cat([basis, new]), torch.cat([images, times_covariance(units, mean, new)])
+        values, vectors = torch.linalg.eigh(basis @ images.T)
         before, captured = captured, float(values[-count:].sum())
-        if len(gram) > count:
+        if len(basis) > count:
             gap = float(values[-count] - values[-count - 1])
             defined = gap > DEFINED * float(values[-count])
             if captured - before <= (min(gain * captured, TURN**2 * gap) if defined else gain * captured):
                 break
-        new = units @ image - mean @ image
-        for _ in range(2):  # the second time against rounding
-            new = torch.linalg.qr(new - basis @ (basis.T @ new)).Q
-    return (basis @ vectors[:, -count:].flip(1) * values[-count:].flip(0).clamp_min(0).sqrt()).numpy()
+        new = images[-BLOCK:]
+        for _ in range(3):  # again against rounding: rows beyond the units' rank are nothing else
+            new = orthonormal(new - (new @ basis.T) @ basis)
+    axes = vectors[:, -count:].flip(1).T @ basis
+    return (units @ axes.T - axes @ mean).numpy()
+
+
+def times_covariance(
+    units: Float[Tensor, "units length"], mean: Float[Tensor, " length"], block: Float[Tensor, "block length"]
+) -> Float[Tensor, "block length"]:
+    """block · Xᵀ X with the units less their mean as X, reading the units once: some rows at a time, while they are in the cache."""
+    image, total = torch.zeros_like(block), block.new_zeros(len(block))
+    for rows in units.split(ROWS):
+        scores = rows @ block.T - block @ mean
+        image.addmm_(scores.T, rows)
+        total += scores.sum(0)
+    return image - total[:, None] * mean
+
+
+def orthonormal(rows: Float[Tensor, "block length"]) -> Float[Tensor, "block length"]:
+    """Orthonormal rows of the same span."""
+    return torch.linalg.qr(rows.T).Q.T.contiguous()
 
 
 def umap(points: Float[np.ndarray, "units components"], seed: int = 0, neighbours: int = 15) -> Coordinates:

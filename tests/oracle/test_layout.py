@@ -12,11 +12,11 @@ from umap import UMAP
 from lego.projection import EXACT, principal_components, umap
 
 
-def noise(units: int = EXACT + 500, length: int = 600, seed: int = 0) -> torch.Tensor:
+def noise(units: int = EXACT + 400, length: int = EXACT + 100, seed: int = 0) -> torch.Tensor:
     return torch.randn(units, length, generator=torch.Generator().manual_seed(seed))
 
 
-def groups(count: int = 150, members: int = 8, length: int = 300) -> torch.Tensor:
+def groups(count: int = 150, members: int = 8, length: int = EXACT + 1) -> torch.Tensor:
     """Units in groups, as those of adapters of one start."""
     return noise(count, length, 1).repeat_interleave(members, 0) + 0.7 * noise(count * members, length, 2)
 
@@ -25,7 +25,7 @@ def groups(count: int = 150, members: int = 8, length: int = 300) -> torch.Tenso
 def test_coordinates_where_components_are_defined(gaps: tuple[float, float]) -> None:
     """Two directions that stand out from noise, much or little, off centre: coordinates to a thousandth of their spread."""
     x = noise() + 5
-    directions = torch.linalg.qr(noise(600, 2, 3)).Q.T
+    directions = torch.linalg.qr(noise(EXACT + 100, 2, 3)).Q.T
     edge = (x - x.mean(0)).svd().S[0] / len(x) ** 0.5
     for strength, direction, seed in zip(gaps, directions, (4, 5), strict=True):
         x += strength * edge * noise(len(x), 1, seed) * direction
@@ -42,23 +42,29 @@ def test_captured_variance_where_they_are_not(x: torch.Tensor, count: int) -> No
     assert (found**2).sum() / (len(x) - 1) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("length", [40, 300])
-def test_exact_and_iterated_meet(length: int) -> None:
-    """At the last number of units that is decomposed as a whole, and at the next, scikit-learn's picture."""
-    x = noise(EXACT + 1, length) * torch.linspace(3, 1, length) ** 3
-    for units in (x[:-1], x):
-        expected = PCA(2, svd_solver="full").fit_transform(units.double().numpy())
-        difference = np.abs(principal_components(units, 2)) - np.abs(expected)
-        assert np.abs(difference).max() < 1e-3 * expected.std(0).max()
+@pytest.mark.parametrize("shape", [(EXACT, EXACT + 9), (EXACT + 9, EXACT), (EXACT + 9, 40), (EXACT + 9, EXACT + 9)])
+def test_exact_and_iterated_meet(shape: tuple[int, int]) -> None:
+    """Where the matrix is still decomposed as a whole, and where it is not any more, scikit-learn's picture."""
+    x = noise(*shape) * torch.linspace(3, 1, shape[1]) ** 3
+    x[:, :2] *= torch.tensor([3, 2])
+    found, expected = principal_components(x, 2), PCA(2, svd_solver="full").fit_transform(x.double().numpy())
+    assert np.abs(np.abs(found) - np.abs(expected)).max() < 1e-3 * expected.std(0).max()
 
 
-@pytest.mark.parametrize("units", [EXACT, EXACT + 1])
-def test_fewer_components_than_asked(units: int) -> None:
-    x = noise(units, 1) @ noise(1, 30)  # all on one line
-    found = principal_components(x, 40)
-    assert found.shape == (units, 40)
-    assert np.abs(found[:, 1:]).max() < 1e-3 * np.abs(found[:, 0]).max()
-    assert not np.any(principal_components(torch.ones(units, 30), 2))
+@pytest.mark.parametrize("units", [60, EXACT + 9])
+@pytest.mark.parametrize("rank", [1, 5, 40])
+def test_fewer_components_than_asked(units: int, rank: int) -> None:
+    """Units that span few dimensions: all of these are found, and nothing beyond."""
+    x = noise(units, rank) @ noise(rank, EXACT + 9, 1)
+    spread = np.linalg.norm(principal_components(x, 50).astype(float), axis=0)
+    expected = PCA(rank, svd_solver="full").fit(x.double().numpy()).singular_values_
+    np.testing.assert_allclose(spread[:rank], expected, rtol=1e-5)
+    assert spread[rank:].max() < 1e-5 * spread[0]
+
+
+@pytest.mark.parametrize("units", [60, EXACT + 9])
+def test_copies_lie_on_one_point(units: int) -> None:
+    assert not np.any(principal_components(torch.ones(units, EXACT + 9), 2))
 
 
 def test_sign_and_repetition() -> None:
