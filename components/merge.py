@@ -144,14 +144,16 @@ def refresh(session: Session, shown: str | None) -> tuple[str, Any]:
 @told
 def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     """The report of the chosen merge, its chart, and its download."""
-    if shown is None or shown not in {made.key for made in session.merges}:
+    names = {made.key: made.name for made in session.merges}
+    if not names:
         return NOTHING, gr.Radio(visible=False), gr.Plot(visible=False), gr.DownloadButton(interactive=False)
+    if shown not in names:  # the choice is still on its way: several events may be
+        shown = session.merges[-1].key
     report = making.report_of(shown)
     chart = gr.Plot(reports.chart(report, measure), visible=True)
-    name = next(made.name for made in session.merges if made.key == shown)
-    file = export.adapter_zip(shown, name)
+    file = export.adapter_zip(shown, names[shown])
     return (
-        reports.table(report, name),
+        reports.table(report, names[shown]),
         gr.Radio(visible=True),
         chart,
         gr.DownloadButton(value=str(file), interactive=True),

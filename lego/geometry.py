@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lego.lowrank import core_from, truncate
+from lego.lowrank import core_from, even, truncate
 from lego.units import Pool
 
 # Cosines below this are rounding.
@@ -51,11 +51,9 @@ class MatrixPool(Pool):
 
 
 def balance(pool: Pool) -> Pool:
-    """Rescale each unit to ‖a‖ = ‖b‖; b aᵀ stays. A unit with a half of zero becomes zero in both."""
-    a, b = (gram.diagonal(dim1=1, dim2=2).clamp_min(0) for gram in (pool.gram_down, pool.gram_up))  # ‖a‖², ‖b‖²
-    root = torch.where(a * b > 0, (b / a) ** 0.25, 0)
-    inverse = torch.where(a * b > 0, (a / b) ** 0.25, 0)
-    return replace(pool, down=root[:, :, None] * pool.down, up=pool.up * inverse[:, None])
+    """Rescale each unit to ‖a‖ = ‖b‖; b aᵀ stays."""
+    down, up = even(pool.down, pool.up)
+    return replace(pool, down=down, up=up)
 
 
 def singular(pool: Pool) -> Pool:

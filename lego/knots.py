@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lego.corespace import basis, unweighted
+from lego.lowrank import even
 from lego.registry import Merged
 from lego.rules import Rule, source_weights
 from lego.units import Pool
@@ -38,4 +39,4 @@ def knots(pool: Pool, rule: Rule, scaled: bool) -> Merged:
     for rank in set(ranks):  # directions that are not there do not count among the entries that are trimmed
         rows = [row for row, found in enumerate(ranks) if found == rank]
         merged[rows, :rank] = rule.merge(pool.rows(rows), [part[rows, :rank] for part in parts], weights[:, rows])
-    return merged, left
+    return even(merged, left)

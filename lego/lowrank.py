@@ -94,3 +94,14 @@ def truncate(down: Down, up: Up, rank: int | None = None, core: Core | None = No
     root = core.values[:, :k].sqrt()
     left, right = core.left[:, :, :k] * root[:, None], root[:, :, None] * core.right[:, :k]
     return right.to(down.dtype) @ down, up @ left.to(up.dtype)
+
+
+def even(down: Down, up: Up) -> tuple[Down, Up]:
+    """Each unit rescaled to ‖a‖ = ‖b‖, so that neither half falls out of fp16's range; b aᵀ stays.
+
+    A unit with a half of zero becomes zero in both.
+    """
+    a, b = torch.linalg.vector_norm(down, dim=2), torch.linalg.vector_norm(up, dim=1)
+    live = (a > 0) & (b > 0)
+    root, inverse = (torch.where(live, ratio.sqrt(), 0) for ratio in (b / a, a / b))
+    return root[:, :, None] * down, up * inverse[:, None]

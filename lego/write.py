@@ -150,10 +150,21 @@ def writing(target: Path, announced: Adapter, output: Output) -> Iterator[Writer
 
 def remove_abandoned(folder: Path, prefix: str) -> None:
     """Remove what killed processes of this machine left of the same target."""
-    for path in folder.glob(f"{prefix}*"):
+    for path in folder.iterdir():
         pid = path.name.removeprefix(prefix).split(".")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+        if path.name.startswith(prefix) and pid.isdigit() and not alive(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is someone else's
+        return True
+    return True
 
 
 class Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lego.corespace import core_space
+from lego.lowrank import even
 from lego.registry import Merged, merge_method
 from lego.rules import ChosenRule, Kept, Rule, source_weights
 from lego.units import Pool
@@ -19,4 +20,4 @@ def core(pool: Pool, *, rule: ChosenRule = "ties", density: Kept = 0.5) -> Merge
     """Apply a rule to small matrices: the updates in one pair of bases that holds all of them without loss."""
     left, cores, right = core_space(pool)
     merged = Rule(rule, density).merge(pool, [core.float() for core in cores], source_weights(pool))
-    return right, left @ merged
+    return even(right, left @ merged)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lego.corespace import core_space
+from lego.lowrank import even
 from lego.registry import Merged, Rank, merge_method, resolve_rank
 from lego.rules import ChosenRule, Kept, Rule, source_weights
 from lego.units import Pool
@@ -50,7 +51,7 @@ def ctm(
     u, v = shared_subspaces(stack * (wanted / norms.clamp_min(1e-30)), resolve_rank(rank, pool))
     coordinates = [(u.mT @ core @ v).float() for core in cores]
     merged = Rule(rule, density).merge(pool, coordinates, source_weights(pool))
-    return v.mT.float() @ right, left @ (u.float() @ merged)
+    return even(v.mT.float() @ right, left @ (u.float() @ merged))
 
 
 def shared_subspaces(

@@ -86,6 +86,19 @@ def test_streaming_gives_the_same_bytes(method: str, tmp_path: Path, monkeypatch
         ]
 
 
+@pytest.mark.parametrize("method", ["core", "ctm", "knots_ties", "tsv", "svd"])
+def test_tiny_updates_survive_fp16(method: str, tmp_path: Path) -> None:
+    """Methods with an orthonormal half spread a small update over both, so that fp16 still has digits for it."""
+    small = Factors(
+        *(torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 30), (40, 2))), 1e-8
+    )
+    merged = lego.merge(
+        [Adapter.from_factors("small", {"m": small})], method=method, **({"rule": "sum"} if "c" in method[0] else {})
+    )
+    lego.write_adapter(merged, tmp_path / "out")
+    assert merged.report.export_error < 2e-3
+
+
 def test_stopped_by_progress_leaves_nothing(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -98,10 +111,10 @@ def test_stopped_by_progress_leaves_nothing(tmp_path: Path) -> None:
 def test_what_a_killed_merge_left_is_removed_by_the_next(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    own, living = (tmp_path / f".out.{platform.node()}.{pid}.abc" for pid in (dead.pid, os.getppid()))
-    for folder in (own, living, tmp_path / f".out.elsewhere.{dead.pid}.abc"):
+    own, living = (tmp_path / f".out[1].{platform.node()}.{pid}.abc" for pid in (dead.pid, os.getppid()))
+    for folder in (own, living, tmp_path / f".out[1].elsewhere.{dead.pid}.abc"):
         folder.mkdir()
-    lego.write_adapter(make_adapter("a", 1), tmp_path / "out")
+    lego.write_adapter(make_adapter("a", 1), tmp_path / "out[1]")
     assert not own.exists()
     assert len(list(tmp_path.iterdir())) == 3  # one of a living process, one of another machine, and the adapter
 
