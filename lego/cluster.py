@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from lego.threads import one_thread
 from lego.units import Pool
 
 # Squared distances below this share of the larger norm are rounding, not distance.
@@ -31,13 +32,16 @@ def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules uni
     modules, units = len(pool.modules), pool.units
     if k >= units:
         return torch.arange(units, device=pool.down.device).expand(modules, units)
-    order = pool.gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
-    gram = pool.gram.gather(1, order[:, :, None].expand(-1, -1, units)).gather(2, order[:, None].expand(-1, units, -1))
-    squares = squared_distances(gram)
-    trials = 2 + int(math.log(k))
-    labels, inertia = lloyd(squares, plus_plus(squares, pool.uniform(restarts, k, trials, stream="k-means++")))
-    chosen = labels.take_along_dim(inertia.argmin(dim=1)[:, None, None], dim=1)[:, 0]
-    return torch.empty_like(chosen).scatter_(1, order, chosen)
+    gram, trials = pool.gram, 2 + int(math.log(k))
+    with one_thread():
+        order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
+        squares = squared_distances(gram)
+        squares = squares.gather(1, order[:, :, None].expand(-1, -1, units)).gather(
+            2, order[:, None].expand(-1, units, -1)
+        )
+        labels, inertia = lloyd(squares, plus_plus(squares, pool.uniform(restarts, k, trials, stream="k-means++")))
+        chosen = labels.take_along_dim(inertia.argmin(dim=1)[:, None, None], dim=1)[:, 0]
+        return torch.empty_like(chosen).scatter_(1, order, chosen)
 
 
 def squared_distances(gram: Float[Tensor, "modules units units"]) -> Float[Tensor, "modules units units"]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import eigh
 from torch import Tensor
+
+from lego.threads import one_thread
 
 EXACT = 1000
 """Up to so many units, or entries in a unit, the matrix is decomposed as a whole."""
@@ -57,39 +60,44 @@ def krylov(units: Float[Tensor, "units length"], count: int, gain: float = GAIN)
 
     It ends when a step adds less than `gain` of what the components capture, which is defined however close the eigenvalues lie.
     Where a gap of at least `DEFINED` follows them, so are the components, to an angle² of about what a step adds over the gap:
-    then the iteration goes on until that is `TURN`². Rounding depends on the number of threads.
+    then the iteration goes on until that is `TURN`².
     """
-    mean = units.mean(0)
-    start = torch.randn(BLOCK, units.shape[1], generator=torch.Generator().manual_seed(0))
-    new = orthonormal(times_covariance(units, mean, start))
-    basis = images = new[:0]  # images = basis Xᵀ X
-    captured = 0.0
-    for _ in range(DEPTH):
-        basis, images = torch.cat([basis, new]), torch.cat([images, times_covariance(units, mean, new)])
-        values, vectors = torch.linalg.eigh(basis @ images.T)
-        before, captured = captured, float(values[-count:].sum())
-        if len(basis) > count:
-            gap = float(values[-count] - values[-count - 1])
-            defined = gap > DEFINED * float(values[-count])
-            if captured - before <= (min(gain * captured, TURN**2 * gap) if defined else gain * captured):
-                break
-        new = images[-BLOCK:]
-        for _ in range(3):  # again against rounding: rows beyond the units' rank are nothing else
-            new = orthonormal(new - (new @ basis.T) @ basis)
-    axes = vectors[:, -count:].flip(1).T @ basis
-    return (units @ axes.T - axes @ mean).numpy()
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers, one_thread():
+        mean = units.mean(0)
+
+        def times_covariance(block: Float[Tensor, "block length"]) -> Float[Tensor, "block length"]:
+            """block · Xᵀ X, reading the units once."""
+            images, totals = zip(*workers.map(lambda rows: of_rows(rows, mean, block), units.split(ROWS)), strict=True)
+            return sum(images) - sum(totals)[:, None] * mean
+
+        new = orthonormal(
+            times_covariance(torch.randn(BLOCK, units.shape[1], generator=torch.Generator().manual_seed(0)))
+        )
+        basis = images = new[:0]  # images = basis Xᵀ X
+        captured = 0.0
+        for _ in range(DEPTH):
+            basis, images = torch.cat([basis, new]), torch.cat([images, times_covariance(new)])
+            values, vectors = torch.linalg.eigh(basis @ images.T)
+            before, captured = captured, float(values[-count:].sum())
+            if len(basis) > count:
+                gap = float(values[-count] - values[-count - 1])
+                defined = gap > DEFINED * float(values[-count])
+                if captured - before <= (min(gain * captured, TURN**2 * gap) if defined else gain * captured):
+                    break
+            new = images[-BLOCK:]
+            for _ in range(3):  # again against rounding: rows beyond the units' rank are nothing else
+                new = orthonormal(new - (new @ basis.T) @ basis)
+        axes = vectors[:, -count:].flip(1).T @ basis
+        return (units @ axes.T - axes @ mean).numpy()
 
 
-def times_covariance(
-    units: Float[Tensor, "units length"], mean: Float[Tensor, " length"], block: Float[Tensor, "block length"]
-) -> Float[Tensor, "block length"]:
-    """block · Xᵀ X with the units less their mean as X, reading the units once: some rows at a time, while they are in the cache."""
-    image, total = torch.zeros_like(block), block.new_zeros(len(block))
-    for rows in units.split(ROWS):
+def of_rows(
+    rows: Float[Tensor, "rows length"], mean: Float[Tensor, " length"], block: Float[Tensor, "block length"]
+) -> tuple[Float[Tensor, "block length"], Float[Tensor, " block"]]:
+    """What some units add to block · Xᵀ X, not yet less the mean of the second X; and how often that is to be taken off."""
+    with one_thread():
         scores = rows @ block.T - block @ mean
-        image.addmm_(scores.T, rows)
-        total += scores.sum(0)
-    return image - total[:, None] * mean
+        return scores.T @ rows, scores.sum(0)
 
 
 def orthonormal(rows: Float[Tensor, "block length"]) -> Float[Tensor, "block length"]:
