@@ -15,6 +15,7 @@ from lego.adapter import Adapter, module_kind, module_layer
 from lego.cluster import partition
 from lego.errors import AdapterError
 from lego.registry import resolve_rank
+from lego.threads import one_thread
 from lego.units import Pool, module_names, pools, signature
 
 
@@ -49,10 +50,11 @@ class UnitMap:
         place = {module: (pool, row) for pool in self.pools for row, module in enumerate(pool.modules)}
         d_in, d_out = self.pools[0].down.shape[2], self.pools[0].up.shape[1]
         units, start = torch.empty(len(self), d_in + d_out), 0
-        for pool, row in (place[module] for module in self.modules):
-            rows = units[start : start + pool.units]
-            rows[:, :d_in], rows[:, d_in:] = pool.down[row], pool.up[row].T
-            start += pool.units
+        with one_thread():
+            for pool, row in (place[module] for module in self.modules):
+                rows = units[start : start + pool.units]
+                rows[:, :d_in], rows[:, d_in:] = pool.down[row], pool.up[row].T
+                start += pool.units
         return units
 
     def neighbours(self, unit: int, count: int = 5) -> list[int]:

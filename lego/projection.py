@@ -77,7 +77,7 @@ def krylov(units: Float[Tensor, "units length"], count: int, gain: float = GAIN)
         captured = 0.0
         for _ in range(DEPTH):
             basis, images = torch.cat([basis, new]), torch.cat([images, times_covariance(new)])
-            values, vectors = torch.linalg.eigh(basis @ images.T)
+            values, vectors = torch.linalg.eigh((basis @ images.T).double())
             before, captured = captured, float(values[-count:].sum())
             if len(basis) > count:
                 gap = float(values[-count] - values[-count - 1])
@@ -87,7 +87,7 @@ def krylov(units: Float[Tensor, "units length"], count: int, gain: float = GAIN)
             new = images[-BLOCK:]
             for _ in range(3):  # again against rounding: rows beyond the units' rank are nothing else
                 new = orthonormal(new - (new @ basis.T) @ basis)
-        axes = vectors[:, -count:].flip(1).T @ basis
+        axes = vectors[:, -count:].flip(1).T.float() @ basis
         return (units @ axes.T - axes @ mean).numpy()
 
 
