@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -14,7 +16,8 @@ from lego.fidelity import Fidelity, compare
 from lego.recipe import Output, Recipe, Source
 from lego.registry import method as find_method
 from lego.report import MergeReport, SourceReport, licence_of, module_reports, source_norms, warnings_of
-from lego.units import Pool, module_names, pools, signature
+from lego.threads import one_thread
+from lego.units import Pool, Whole, groups, module_names, pool, signature
 from lego.weights import Weight, check_weights, weight_at
 
 VERSION = "0.1.0"
@@ -53,10 +56,28 @@ def merge(
         AdapterError: for parameters, weights or adapters that cannot be used together.
     """
     merging = Merging(adapters, method, weights, seed, name, device, parameters)
-    factors = dict(merging.run(progress))
+    factors: dict[str, Factors] = dict(merging.run(progress))
     result = merging.adapter(Adapter.from_factors(merging.name, factors).modules, factors)
     result.recipe, result.report = merging.recipe(), merging.report()
     return result
+
+
+Made = TypeVar("Made")
+
+
+def itself(module: str, factors: Factors) -> Any:
+    """The factors as they are."""
+    return factors
+
+
+class Group(NamedTuple, Generic[Made]):
+    """A group of merged modules, and what the report needs of it."""
+
+    made: dict[str, Made]
+    ranks: list[int]
+    units: int
+    fidelity: Fidelity
+    norms: torch.Tensor
 
 
 class Merging:
@@ -84,6 +105,7 @@ class Merging:
         self.parameters = self.method.validate(parameters or {})
         self.adapters, self.weights = list(adapters), check_weights(adapters, weights)
         self.device = check_device(device)
+        self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.modules = module_names(adapters, self.weights)
         self.name = name or f"{method}-" + "-".join(adapter.name for adapter in adapters)
         self.base_model = next((a.base_model for a in adapters if a.base_model), None)
@@ -101,23 +123,60 @@ class Merging:
             found[module] = ModuleSpec(sum(ranks), form[0], form[1], 1.0, "F32", bias, *form[2:])
         return found
 
-    def run(self, progress: Progress | None = None) -> Iterator[tuple[str, Factors]]:
+    def run(
+        self, progress: Progress | None = None, then: Callable[[str, Factors], Made] = itself
+    ) -> Iterator[tuple[str, Made]]:
         """The merged modules, group by group.
+
+        As many groups at a time as there are cores, each on one: a merge is made of small steps, and cores that had to meet after
+        each of them would mostly wait.
+
+        Args:
+            progress: told after each group.
+            then: done to each module beside the others.
 
         Raises:
             AdapterError: when a source's or the merge's values are not finite.
         """
-        for pool in pools(self.adapters, self.weights, self.seed, device=self.device):
+        plan = groups(self.adapters, self.weights)
+        whole = Whole(lambda: (self.pool(names, whole) for names in plan))
+        waiting: deque[Future[Group[Made]]] = deque()
+        with ThreadPoolExecutor(self.workers) as workers:
+            try:
+                for names in plan:
+                    waiting.append(workers.submit(self.merged, names, whole, then))
+                    if len(waiting) > self.workers:
+                        yield from self.take(waiting.popleft().result(), progress)
+                while waiting:
+                    yield from self.take(waiting.popleft().result(), progress)
+            finally:
+                workers.shutdown(cancel_futures=True)
+
+    def pool(self, names: Sequence[str], whole: Whole) -> Pool:
+        """The units of a group of modules."""
+        return pool(self.adapters, names, self.weights, self.seed, self.device, whole)
+
+    def merged(self, names: Sequence[str], whole: Whole, then: Callable[[str, Factors], Made]) -> Group[Made]:
+        """One group, merged and measured."""
+        with one_thread():
+            pool = self.pool(names, whole)
             check_pool(pool, self.adapters)
             down, up = self.method(pool, **self.parameters)
-            self.fidelity.append(compare(down, up, pool.down, pool.up, (pool.gram_down, pool.gram_up)))
-            self.norms += source_norms(pool, len(self.adapters))
-            for module, a, b in zip(pool.modules, down.cpu(), up.cpu(), strict=True):
-                factors = self.factors(module, a, b)
-                self.lines.append((module, pool.units, factors.rank))
-                yield module, factors
-            if progress:
-                progress(len(self.lines), len(self.modules))
+            fidelity = compare(down, up, pool.down, pool.up, (pool.gram_down, pool.gram_up))
+            norms = source_norms(pool, len(self.adapters))
+            made = {m: self.factors(m, a, b) for m, a, b in zip(pool.modules, down.cpu(), up.cpu(), strict=True)}
+            ranks = [factors.rank for factors in made.values()]
+            return Group({m: then(m, factors) for m, factors in made.items()}, ranks, pool.units, fidelity, norms)
+
+    def take(self, group: Group[Made], progress: Progress | None) -> Iterator[tuple[str, Made]]:
+        """Hand out a group's modules and note what the report needs."""
+        self.fidelity.append(group.fidelity)
+        self.norms += group.norms
+        for (module, made), rank in zip(group.made.items(), group.ranks, strict=True):
+            self.lines.append((module, group.units, rank))
+            yield module, made
+        if progress:
+            progress(len(self.lines), len(self.modules))
 
     def factors(self, module: str, down: torch.Tensor, up: torch.Tensor) -> Factors:
         """One merged module without the units that are exactly zero (at least one is kept), with its form and bias."""

@@ -19,18 +19,18 @@ def limit_over_all(pool: Pool, source: int, density: float, entries: Entries) ->
 
     The modules are read again, twice, and only once for a merge.
     """
-    memo = pool.whole.memo
     key = (source, density, entries)
-    if key not in memo:
 
-        def pieces() -> Iterator[np.ndarray]:
-            for other in pool.whole.pools():
-                if source in other.present:
-                    for piece in entries(other, source):
-                        yield piece.abs().cpu().contiguous().numpy().ravel()
+    def pieces() -> Iterator[np.ndarray]:
+        for other in pool.whole.pools():
+            if source in other.present:
+                for piece in entries(other, source):
+                    yield piece.abs().cpu().contiguous().numpy().ravel()
 
-        memo[key] = kth_largest(pieces, density)
-    return memo[key]
+    with pool.whole.lock:
+        if key not in pool.whole.memo:
+            pool.whole.memo[key] = kth_largest(pieces, density)
+        return pool.whole.memo[key]
 
 
 def kth_largest(pieces: Callable[[], Iterator[np.ndarray]], density: float) -> float:

@@ -7,6 +7,7 @@ summing their updates (arXiv 2409.16167, section 3), so a pool *is* the exact ta
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from lego.lowrank import Core, core_of
 from lego.weights import Weight, check_weights, weight_at
 
 # Weights of one group of modules in memory at a time, in bytes of fp32.
-GROUP_BYTES = 32 * 2**20
+GROUP_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Whole:
     Attributes:
         pools: reads them again.
         memo: what was found, for the other pools of the same merge.
+        lock: of the memo, since groups are merged side by side.
     """
 
     pools: Callable[[], Iterable[Pool]] = tuple
     memo: dict[Any, Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -219,27 +222,35 @@ def module_names(adapters: Sequence[Adapter], weights: Sequence[Weight] | None =
     return sorted(every, key=natural_order)
 
 
+def groups(
+    adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None, modules: Sequence[str] | None = None
+) -> list[list[str]]:
+    """All modules (or the given ones) in groups that can share a pool and fit in memory.
+
+    Raises:
+        AdapterError: as `signature` does.
+    """
+    found = check_weights(adapters, weights)
+    alike: dict[Signature, list[str]] = {}
+    for module in module_names(adapters, found) if modules is None else modules:
+        alike.setdefault(signature(adapters, found, module), []).append(module)
+    cut = []
+    for ((d_in, d_out, *_), ranks), names in alike.items():
+        size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
+        cut += [names[start : start + size] for start in range(0, len(names), size)]
+    return cut
+
+
 def pools(
     adapters: Sequence[Adapter],
     weights: Sequence[Weight] | None = None,
     seed: int = 0,
     modules: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
 ) -> Iterator[Pool]:
-    """Pools of all modules (or the given ones), those of one signature together in groups that fit in memory.
+    """Pools of all modules (or the given ones), group by group.
 
     Raises:
         AdapterError: as `pool` does.
     """
-    found = check_weights(adapters, weights)
-    groups: dict[Signature, list[str]] = {}
-    for module in module_names(adapters, found) if modules is None else modules:
-        groups.setdefault(signature(adapters, found, module), []).append(module)
-
-    def read(whole: Whole | None = None) -> Iterator[Pool]:
-        for ((d_in, d_out, *_), ranks), names in groups.items():
-            size = max(1, GROUP_BYTES // (4 * (d_in + d_out) * sum(ranks)))
-            for start in range(0, len(names), size):
-                yield pool(adapters, names[start : start + size], found, seed, device, whole)
-
-    yield from read(Whole(read))
+    for names in groups(adapters, weights, modules):
+        yield pool(adapters, names, weights, seed)

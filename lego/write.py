@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from lego.adapter import Adapter, Factors, ModuleSpec, largest
+from lego.adapter import Adapter, Factors, ModuleSpec
 from lego.card import CARD, card_of
 from lego.errors import AdapterError
 from lego.formats import FORMATS
@@ -22,6 +23,7 @@ from lego.merge import Merging, Progress
 from lego.recipe import DType, Output, Recipe, Tuned
 from lego.report import MergeReport
 from lego.tensorwriter import TensorWriter
+from lego.threads import one_thread
 from lego.weights import Weight
 
 RECIPE, REPORT = "recipe.yaml", "report.json"
@@ -59,11 +61,11 @@ def merge_into(
     target = Path(path)
     merging = Merging(adapters, method, weights, seed, name or target.name, device, parameters)
     output = Output(format=format or adapters[0].format, dtype=dtype_name(dtype))
-    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter alone
+    with one_thread(), ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter alone
         hashing = [beside.submit(lambda adapter: adapter.sha256, adapter) for adapter in merging.adapters]
         with writing(target, merging.adapter(merging.largest()), output) as writer:
-            for module, factors in merging.run(progress):
-                writer.add(module, factors)
+            for module, rounded in merging.run(progress, writer.round):
+                writer.add(module, rounded)
             for future in hashing:
                 future.result()
             report = merging.report()
@@ -96,7 +98,7 @@ def write_adapter(
         recipe = adapter.recipe = recipe.model_copy(update={"output": output})
     with writing(target, adapter, output) as writer:
         for module in adapter.modules:
-            writer.add(module, adapter[module])
+            writer.add(module, writer.round(module, adapter[module]))
         if adapter.report is not None:
             adapter.report.export_error = writer.rounding
         writer.finish(adapter, recipe, adapter.report)
@@ -167,6 +169,22 @@ def alive(pid: int) -> bool:
     return True
 
 
+class Rounded(NamedTuple):
+    """A module as it goes to disk: its tensors by key, ‖B̃Ã − BA‖_F² and ‖BA‖_F² of the rounding, its spec."""
+
+    tensors: dict[str, torch.Tensor]
+    error: float
+    target: float
+    spec: ModuleSpec
+
+
+def rounding_error(down: torch.Tensor, up: torch.Tensor, exact: Factors) -> tuple[float, float]:
+    """‖B̃Ã − BA‖_F² as that of B̃ [Ã − A] + [B̃ − B] A, where nothing cancels, and ‖BA‖_F²."""
+    left, right = torch.cat([up, up - exact.up], 1), torch.cat([down - exact.down, exact.down])
+    error = float(((left.T @ left) * (right @ right.T)).sum())
+    return error, float(((exact.up.T @ exact.up) * (exact.down @ exact.down.T)).sum())
+
+
 class Writer:
     """Puts modules into the weights file as they come, and everything else at the end.
 
@@ -182,34 +200,35 @@ class Writer:
         self.specs: dict[str, ModuleSpec] = {}
         self.error = self.target = 0.0
 
-    def add(self, module: str, factors: Factors) -> None:
-        """Write one module.
+    def round(self, module: str, factors: Factors) -> Rounded:
+        """A module as it will be on disk, and what that does to it; changes nothing, so that several can be rounded side by side.
 
         Raises:
             AdapterError: when a value does not fit into the type.
         """
         factors = factors.folded()
-        tensors = self.format.tensors(module, factors)
-        rounded = {key: tensor.to(self.dtype) for key, tensor in tensors.items()}
-        for key, tensor in rounded.items():
-            most = largest(tensor.flatten(), 0)
-            if not bool(torch.isfinite(most)):
-                reached = float(tensors[key].abs().max())
+        rounded, back = {}, []
+        for key, tensor in self.format.tensors(module, factors).items():
+            rounded[key] = tensor.to(self.dtype)
+            back.append(rounded[key].float())
+            # A sum of finite terms is finite: cheaper than looking at each.
+            if not math.isfinite(float(back[-1].sum())):
+                reached = float(tensor.abs().max())
                 raise AdapterError(
                     f"{key} reaches {reached:.3g}, too large for {self.dtype}", self.name, "Write float32."
                 )
-            self.file.add(key, tensor)
-        down, up = (tensor.float() for tensor in list(rounded.values())[:2])
-        self.compare(down.view_as(factors.down), up.view_as(factors.up), factors)
+        error = rounding_error(back[0].view_as(factors.down), back[1].view_as(factors.up), factors)
         kernel, embedding = factors.kernel, factors.embedding
         sizes = (factors.rank, factors.down.shape[1], factors.up.shape[0])
-        self.specs[module] = ModuleSpec(*sizes, 1.0, "F32", factors.bias is not None, kernel, embedding)
+        return Rounded(rounded, *error, ModuleSpec(*sizes, 1.0, "F32", factors.bias is not None, kernel, embedding))
 
-    def compare(self, down: torch.Tensor, up: torch.Tensor, exact: Factors) -> None:
-        """Add up ‖B̃Ã − BA‖_F² as (B̃ [Ã − A] + [B̃ − B] A), where nothing cancels, and ‖BA‖_F²."""
-        left, right = torch.cat([up, up - exact.up], 1), torch.cat([down - exact.down, exact.down])
-        self.error += float(((left.T @ left) * (right @ right.T)).sum())
-        self.target += float(((exact.up.T @ exact.up) * (exact.down @ exact.down.T)).sum())
+    def add(self, module: str, rounded: Rounded) -> None:
+        """Write one module."""
+        for key, tensor in rounded.tensors.items():
+            self.file.add(key, tensor)
+        self.specs[module] = rounded.spec
+        self.error += rounded.error
+        self.target += rounded.target
 
     @property
     def rounding(self) -> float:
