@@ -8,6 +8,7 @@ however many restarts there are.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Int
@@ -32,14 +33,24 @@ def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules uni
     modules, units = len(pool.modules), pool.units
     if k >= units:
         return torch.arange(units, device=pool.down.device).expand(modules, units)
-    gram, trials = pool.gram, 2 + int(math.log(k))
+    uniform = pool.uniform(restarts, k, 2 + int(math.log(k)), stream="k-means++")
+    cores = torch.get_num_threads() if pool.down.device.type == "cpu" else 1
+    with ThreadPoolExecutor(cores) as workers:
+        return torch.cat(list(workers.map(best_labels, pool.gram.chunk(cores), uniform.chunk(cores))))
+
+
+def best_labels(
+    gram: Float[Tensor, "modules units units"], uniform: Float[Tensor, "modules restarts k trials"]
+) -> Int[Tensor, "modules units"]:
+    """The labels of least inertia of each module, on one core."""
+    units = gram.shape[1]
     with one_thread():
         order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
         squares = squared_distances(gram)
         squares = squares.gather(1, order[:, :, None].expand(-1, -1, units)).gather(
             2, order[:, None].expand(-1, units, -1)
         )
-        labels, inertia = lloyd(squares, plus_plus(squares, pool.uniform(restarts, k, trials, stream="k-means++")))
+        labels, inertia = lloyd(squares, plus_plus(squares, uniform))
         chosen = labels.take_along_dim(inertia.argmin(dim=1)[:, None, None], dim=1)[:, 0]
         return torch.empty_like(chosen).scatter_(1, order, chosen)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +51,18 @@ class UnitMap:
         place = {module: (pool, row) for pool in self.pools for row, module in enumerate(pool.modules)}
         d_in, d_out = self.pools[0].down.shape[2], self.pools[0].up.shape[1]
         units, start = torch.empty(len(self), d_in + d_out), 0
-        with one_thread():
-            for pool, row in (place[module] for module in self.modules):
-                rows = units[start : start + pool.units]
+
+        def copy(pool: Pool, row: int, rows: Tensor) -> None:
+            with one_thread():
                 rows[:, :d_in], rows[:, d_in:] = pool.down[row], pool.up[row].T
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+            copies = []
+            for pool, row in (place[module] for module in self.modules):
+                copies.append(workers.submit(copy, pool, row, units[start : start + pool.units]))
                 start += pool.units
+        for done in copies:
+            done.result()
         return units
 
     def neighbours(self, unit: int, count: int = 5) -> list[int]:

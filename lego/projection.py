@@ -23,7 +23,7 @@ what the other components hold is mostly noise."""
 BLOCK, DEPTH, ROWS = 16, 20, 256
 """Vectors that the Krylov iteration carries, its steps at most, and how many units it takes up at a time."""
 
-GAIN, COARSE = 3e-4, 0.1
+GAIN, COARSE = 6e-4, 0.1
 """The iteration ends when a step adds no more than this share to the captured variance: for a picture, and for neighbourhoods."""
 
 DEFINED, TURN = 0.02, 1e-3
