@@ -63,8 +63,6 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "LEGO balanced, k = 2r": ("lego", {"k": "2r", "geometry": "balanced"}),
     "LEGO singular, k = 2r": ("lego", {"k": "2r", "geometry": "singular"}),
     "LEGO rank-one, k = 2r": ("lego", {"k": "2r", "geometry": "rank-one"}),
-    "orthogonal LEGO, k = 2r": ("orthogonal_lego", {"k": "2r"}),
-    "orthogonal LEGO, k = 3r": ("orthogonal_lego", {"k": "3r"}),
 }
 
 
