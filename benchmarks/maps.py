@@ -27,7 +27,7 @@ from umap import UMAP
 
 from benchmarks.report import machine, table, write_into_readme
 from lego import Adapter, Factors
-from lego.cluster import partition
+from lego.cluster import partition, partitions
 from lego.layout import UnitMap, unit_map
 from lego.units import Pool, pool
 
@@ -73,7 +73,7 @@ def clustering(rounds: int) -> Result:
     assert all(len(group.gram) for group in groups)  # computed now, and kept
     rows, missed = [], []
     for k in CLUSTERS:
-        ours = best(lambda k=k: [partition(group, k) for group in groups], 3 * rounds)
+        ours = best(lambda k=k: partitions(groups, [k] * len(groups)), 3 * rounds)
         theirs = best(lambda k=k: [KMeans(k, n_init=8, random_state=0).fit(x) for x in units], 1)
         theirs *= len(names) / len(units)
         label = f"k-means of 224 modules × 64 units, k = {k}, 8 restarts vs. scikit-learn's"

@@ -8,6 +8,7 @@ however many restarts there are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -22,6 +23,10 @@ from lego.units import Pool
 ROUNDING = 1e-6
 
 
+# Modules that are worth a second core: fewer are clustered sooner than it starts.
+SHARE = 32
+
+
 def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules units"]:
     """Cluster each module's units: k-means++ and Lloyd, the best of several restarts by inertia.
 
@@ -30,13 +35,29 @@ def partition(pool: Pool, k: int, restarts: int = 8) -> Int[Tensor, "modules uni
     Returns:
         The cluster of each unit, 0 … k−1 with none empty; when k is at least the number of units, each is its own.
     """
-    modules, units = len(pool.modules), pool.units
-    if k >= units:
-        return torch.arange(units, device=pool.down.device).expand(modules, units)
-    uniform = pool.uniform(restarts, k, 2 + int(math.log(k)), stream="k-means++")
-    cores = torch.get_num_threads() if pool.down.device.type == "cpu" else 1
-    with ThreadPoolExecutor(cores) as workers:
-        return torch.cat(list(workers.map(best_labels, pool.gram.chunk(cores), uniform.chunk(cores))))
+    return partitions([pool], [k], restarts)[0]
+
+
+def partitions(pools: Sequence[Pool], ks: Sequence[int], restarts: int = 8) -> list[Int[Tensor, "modules units"]]:
+    """As `partition` for several pools, those with the same numbers of units and clusters in one go."""
+    found: dict[int, Tensor] = {}
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, (pool, k) in enumerate(zip(pools, ks, strict=True)):
+        alike.setdefault((pool.units, k), []).append(i)
+    for (units, k), places in alike.items():
+        sizes = [len(pools[i].modules) for i in places]
+        if k >= units:
+            own = torch.arange(units, device=pools[places[0]].down.device)
+            found.update((i, own.expand(size, units)) for i, size in zip(places, sizes, strict=True))
+            continue
+        gram = torch.cat([pools[i].gram for i in places])
+        trials = 2 + int(math.log(k))
+        uniform = torch.cat([pools[i].uniform(restarts, k, trials, stream="k-means++") for i in places])
+        cores = torch.get_num_threads() if gram.device.type == "cpu" and len(gram) >= SHARE else 1
+        with ThreadPoolExecutor(cores) as workers:
+            labels = torch.cat(list(workers.map(best_labels, gram.chunk(cores), uniform.chunk(cores))))
+        found.update(zip(places, labels.split(sizes), strict=True))
+    return [found[i] for i in range(len(pools))]
 
 
 def best_labels(

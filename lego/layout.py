@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lego import projection
 from lego.adapter import Adapter, module_kind, module_layer
-from lego.cluster import partition
+from lego.cluster import partitions
 from lego.errors import AdapterError
 from lego.registry import resolve_rank
 from lego.threads import one_thread
@@ -86,10 +86,12 @@ class UnitMap:
 
     def clusters(self, k: int | str = "2r", restarts: int = 8) -> Int[np.ndarray, " units"]:
         """The cluster of each unit within its module: the very partition that a LEGO merge of the same k and seed makes."""
-        found: dict[str, np.ndarray] = {}
-        for pool in self.pools:
-            labels = partition(pool, resolve_rank(k, pool), restarts).numpy()
-            found.update(zip(pool.modules, labels, strict=True))
+        labels = partitions(self.pools, [resolve_rank(k, pool) for pool in self.pools], restarts)
+        found = {
+            module: row
+            for pool, rows in zip(self.pools, labels, strict=True)
+            for module, row in zip(pool.modules, rows.numpy(), strict=True)
+        }
         return np.concatenate([found[module] for module in self.modules])
 
 
