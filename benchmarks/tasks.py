@@ -177,6 +177,13 @@ class Bench:
         known = self.known()
         return [known[point.key] for point in self.held_out(name, strength) if point.key in known]
 
+    def complete(self, name: str) -> bool:
+        """Whether a method's row can be told without measuring."""
+        known, tuned = self.known(), "sum" if name == "average (NLA)" else name
+        if not all(Point(tuned, "tune", strength).key in known for strength in STRENGTHS):
+            return False
+        return bool(self.runs(name, 1.0) and self.runs(name, self.best_strength(name)))
+
     def measure_all(self, from_the_end: bool) -> None:
         """Fill the file, seed by seed, so that a stopped run is a table all the same."""
         names = list(METHODS)[::-1] if from_the_end else list(METHODS)
@@ -205,14 +212,14 @@ def by_task(runs: list[Scores]) -> list[str]:
     return [*(f"{100 * mean(run[task]['exact'] for run in runs):.1f}" for task in TASKS), spread, f"{loss:.2f}"]
 
 
-def lines(bench: Bench) -> Iterator[list[str]]:
-    """The whole table: references, then the methods, the best first."""
+def lines(bench: Bench, measure: bool) -> Iterator[list[str]]:
+    """The whole table: references, then the methods, the best first; those that are not measured yet are left out unless wanted."""
     base = [bench.score(Point("base", "held_out"))]
     yield ["base", summary(base), "", summary(base), *by_task(base)]
     alone = [{task: bench.score(Point(task, "held_out"))[task] for task in TASKS}]
     yield ["each LoRA on its own task", summary(alone), "", summary(alone), *by_task(alone)]
     found = []
-    for name in METHODS:
+    for name in METHODS if measure else filter(bench.complete, METHODS):
         strength = bench.best_strength(name)
         nominal, best = bench.runs(name, 1.0), bench.runs(name, strength)
         found.append([name, summary(nominal), f"{strength:g}", f"**{summary(best)}**", *by_task(best)])
@@ -231,11 +238,13 @@ def main() -> None:
         bench.measure_all(options.from_the_end)
     head = ["", "at strength 1", "best λ", "at best λ", *TASKS, "sd over seeds", "loss"]
     counts = {int(s["rows"]) for s in bench.score(Point("base", "held_out")).values()}
-    made = table(head, list(lines(bench)))
+    made = table(head, list(lines(bench, not options.as_it_is)))
     note = (
         f"Exact match in % on {'/'.join(map(str, sorted(counts)))} held-out rows a task, mean ± 95 % over rows; single tasks, "
         "spread over clustering seeds and loss (nats per answer token) at the best λ, which was chosen on other rows."
     )
+    if missing := [name for name in METHODS if not bench.complete(name)]:
+        note += f" Not measured yet: {', '.join(missing)}."
     print(f"{made}\n\n{note} {machine()}.")
     if not options.from_the_end:  # the process that helps may end while the other still needs them
         bench.forget()
