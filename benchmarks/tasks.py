@@ -244,7 +244,7 @@ def main() -> None:
         "spread over clustering seeds and loss (nats per answer token) at the best λ, which was chosen on other rows."
     )
     if missing := [name for name in METHODS if not bench.complete(name)]:
-        note += f" Not measured yet: {', '.join(missing)}."
+        note += f" Not measured yet: {'; '.join(missing)}."
     print(f"{made}\n\n{note} {machine()}.")
     if not options.from_the_end:  # the process that helps may end while the other still needs them
         bench.forget()
