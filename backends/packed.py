@@ -8,6 +8,7 @@ layers multiply with the copies, and the values differ by rounding in fp32 only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -62,12 +63,17 @@ def packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Packed | None:
-    """A `Packed` for the model; None where it does not help or cannot be had: elsewhere than on the CPU, not in fp32, too large."""
+    """A `Packed` for the model; None where it does not help: elsewhere than on the CPU, not in fp32, too large.
+
+    None as well where it cannot be had. The operators are PyTorch's own and may change with it: a version that lacks them, refuses
+    them or computes something else runs the model as it is, slower and just as right, and a warning says so.
+    """
     size = sum(layer.weight.nbytes for layer in model.modules() if type(layer) is nn.Linear)
     if device.type != "cpu" or dtype != torch.float32 or size > MOST_BYTES or not torch.backends.mkldnn.is_available():
         return None
     try:
         with torch.inference_mode():
             return Packed(model)
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
-        return None  # another PyTorch, another set of internal operators: the model runs as it is
+    except (RuntimeError, AttributeError, TypeError) as error:  # not there, not for this machine, other arguments
+        warnings.warn(f"small batches run without packed weights: torch {torch.__version__}: {error}", stacklevel=2)
+        return None

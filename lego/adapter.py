@@ -116,8 +116,29 @@ def finite(tensor: Tensor, where: str) -> Tensor:
     return tensor
 
 
+class Modules:
+    """What follows from the headers of all modules, by name in ``modules``."""
+
+    modules: Mapping[str, ModuleSpec]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The different ranks of its modules, ascending."""
+        return tuple(sorted({spec.rank for spec in self.modules.values()}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The different kinds of module it adapts (``q_proj`` …), in order of appearance."""
+        return tuple(dict.fromkeys(module_kind(module) for module in self.modules))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers it adapts, ascending."""
+        return tuple(sorted({module_layer(module) for module in self.modules}))
+
+
 @dataclass(eq=False)
-class Adapter:
+class Adapter(Modules):
     """A LoRA: factors by module name, read from disk one module at a time.
 
     ``adapter[module]`` reads and returns that module's `Factors`; nothing else is read or kept.
@@ -172,21 +193,6 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}, {len(self.modules)} modules, ranks {self.ranks})"
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The different ranks of its modules, ascending."""
-        return tuple(sorted({spec.rank for spec in self.modules.values()}))
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The different kinds of module it adapts (``q_proj`` …), in order of appearance."""
-        return tuple(dict.fromkeys(module_kind(module) for module in self.modules))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers it adapts, ascending."""
-        return tuple(sorted({module_layer(module) for module in self.modules}))
 
     @property
     def parameters(self) -> int:

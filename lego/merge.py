@@ -93,16 +93,16 @@ class Merging:
     def __init__(
         self,
         adapters: Sequence[Adapter],
-        method: str = "lego",
-        weights: Sequence[Weight] | None = None,
-        seed: int = 0,
-        name: str | None = None,
-        device: torch.device | str = "cpu",
-        parameters: Mapping[str, Any] | None = None,
+        method: str,
+        weights: Sequence[Weight] | None,
+        seed: int,
+        name: str | None,
+        device: torch.device | str,
+        parameters: Mapping[str, Any],
     ) -> None:
         self.start = time.perf_counter()
         self.method, self.seed = find_method(method), seed
-        self.parameters = self.method.validate(parameters or {})
+        self.parameters = self.method.validate(parameters)
         self.adapters, self.weights = list(adapters), check_weights(adapters, weights)
         self.device = check_device(device)
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1

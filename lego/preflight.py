@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lego.adapter import ModuleSpec, module_kind, module_layer, natural_order
+from lego.adapter import Modules, ModuleSpec, natural_order
 from lego.formats.header import Header, TensorFile, check_header, read_header
 from lego.formats.opening import base_of, contents_of, find
 
 
 @dataclass(frozen=True)
-class Preflight:
+class Preflight(Modules):
     """An adapter before any of its tensors is read.
 
     Attributes:
@@ -33,21 +33,6 @@ class Preflight:
     bytes: int
     fused: tuple[tuple[str, ...], ...]
     reasons: tuple[str, ...]
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The different ranks of its modules, ascending."""
-        return tuple(sorted({spec.rank for spec in self.modules.values()}))
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The different kinds of module it adapts (``q_proj`` …), in order of appearance."""
-        return tuple(dict.fromkeys(module_kind(module) for module in self.modules))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers it adapts, ascending."""
-        return tuple(sorted({module_layer(module) for module in self.modules}))
 
 
 def preflight(path: str | Path) -> Preflight:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-from lego.cli.outside import fetch, load_base, load_rows, outside, terminal_progress
+from lego.cli.outside import add_rows_options, fetch, load_base, load_rows, outside, terminal_progress
 from lego.errors import AdapterError
 from lego.recipe import DType, Output, Recipe, Tuned
 from lego.registry import method
@@ -28,8 +28,7 @@ def add_commands(commands: Any) -> None:
     merge.add_argument("--dtype", choices=get_args(DType), help="of the weights on disk (default float16)")
     merge.add_argument("--device", default="cpu", help="where it is computed (default cpu)")
     merge.add_argument("--tune-strength", metavar="ROWS", help="choose the strength on the rows of this JSONL file")
-    merge.add_argument("--split", help="only the rows of this split")
-    merge.add_argument("--base", metavar="ID", help="the base that answers the rows (default: the built-in)")
+    add_rows_options(merge)
     merge.add_argument("--json", action="store_true", help="the report as JSON")
     merge.add_argument(
         "sources",

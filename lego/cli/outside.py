@@ -5,6 +5,7 @@ Imports run one way, so nothing here imports `backends`; it lies beside this pac
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 import sys
 from typing import Any
@@ -31,6 +32,12 @@ def fetch(hub_id: str, revision: str | None) -> Adapter:
     """An adapter of the hub, downloaded; see `backends.opener.fetch`."""
     found: Adapter = outside("backends.opener:fetch", "taking an adapter from the hub")(hub_id, revision)
     return found
+
+
+def add_rows_options(command: argparse.ArgumentParser) -> None:
+    """Which of the rows count, and who answers them: for every command that scores."""
+    command.add_argument("--split", help="only the rows of this split")
+    command.add_argument("--base", metavar="ID", help="the base that answers the rows (default: the built-in)")
 
 
 def load_rows(path: str, split: str | None) -> Any:

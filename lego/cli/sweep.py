@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lego.cli.outside import fetch, load_base, load_rows, outside
+from lego.cli.outside import add_rows_options, fetch, load_base, load_rows, outside
 
 if TYPE_CHECKING:
     from lego.points import Row, Scorer
@@ -28,8 +28,7 @@ def add_commands(commands: Any) -> None:
         "-o", "--out", required=True, metavar="FOLDER", help="of the points and the table; what is done stays"
     )
     sweep.add_argument("--rows", metavar="ROWS", help="score every point on the rows of this JSONL file")
-    sweep.add_argument("--split", help="only the rows of this split")
-    sweep.add_argument("--base", metavar="ID", help="the base that answers the rows (default: the built-in)")
+    add_rows_options(sweep)
     sweep.add_argument("--device", default="cpu", help="where merges are computed (default cpu)")
     sweep.add_argument(
         "--ray",

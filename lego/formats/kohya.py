@@ -45,6 +45,8 @@ SURE: dict[str, Callable[[str, str], bool]] = {
         not key.startswith("lora_transformer_") or key.startswith(f"lora_{module.replace('.', '_')}.")
     ),
 }
+# What diffusers' converters end in for names that they were not written for: they raise whatever the failing line raises. Each becomes
+# a reason to refuse the file, with its text; what is left out (MemoryError, OSError …) is not the file's fault and passes.
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 
 Converter = Callable[[dict[str, Any]], Mapping[str, Any]]

@@ -11,6 +11,7 @@ import lego
 from lego.__main__ import main
 from tests.conftest import mixed_adapters
 
+# Nothing stands in for a GPU: the operations' own kernels are what is compared.
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

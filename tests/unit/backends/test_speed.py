@@ -109,6 +109,18 @@ def test_weights_are_packed_only_where_it_helps(monkeypatch: pytest.MonkeyPatch)
     assert pack(model, torch.device("cpu"), torch.float32) is None
 
 
+@pytest.mark.parametrize(
+    "error", [AttributeError("no such operator"), TypeError("7 arguments"), RuntimeError("other output")]
+)
+def test_a_pytorch_that_cannot_pack_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(layer: torch.nn.Linear) -> None:
+        raise error
+
+    monkeypatch.setattr("backends.packed.packed_forward", refuse)
+    with pytest.warns(UserWarning, match=f"without packed weights: torch .*: {error}"):
+        assert pack(tiny_model(), torch.device("cpu"), torch.float32) is None
+
+
 def test_rows_at_once_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
     row = bytes_of_row(base.model.config, 100, torch.float32)
