@@ -18,6 +18,7 @@ from statistics import median
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from torch import nn
 
 import lego
@@ -48,6 +49,7 @@ sys.exit(code)
 LIMITS = {"LEGO, k = r": 2.0, "svd, rank r": 4.0}
 COMMANDS = {"LEGO, k = r": ["-m", "lego", "-p", "k=r"], "svd, rank r": ["-m", "svd", "-p", "rank=r"]}
 MEMORY_MB = 300
+PREFLIGHT_SECONDS = 0.1
 
 
 def seconds(command: list[str]) -> tuple[float, str]:
@@ -175,6 +177,20 @@ def against_knots(size: int) -> tuple[list[str], list[str]]:
     return compared(label, took, theirs, merges[0]["layer"].delta(), references[0], faster=1, same=1e-2)
 
 
+def against_safetensors(source: Path) -> tuple[list[str], list[str]]:
+    """`preflight` of a folder of the real size against safetensors merely listing its shapes; a claim in milliseconds."""
+
+    def listed() -> None:
+        with safe_open(source / "adapter_model.safetensors", "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                file.get_slice(key).get_shape()
+
+    took, theirs = (min(timed(work) for _ in range(20)) for work in (lambda: lego.preflight(source), listed))
+    label = f"preflight, {len(lego.preflight(source).modules)} modules vs. listing shapes with safetensors"
+    row = [label, f"{1000 * took:.1f} ms", f"{1000 * theirs:.1f} ms", f"{took / theirs:.1f} × its time"]
+    return row, [f"{label}: {1000 * took:.0f} ms"] if took > PREFLIGHT_SECONDS else []
+
+
 def timed(work: Callable[[], object]) -> float:
     """Seconds of a call."""
     start = time.perf_counter()
@@ -195,6 +211,8 @@ def main() -> int:
         llama, sdxl = adapters.make_llama(place), adapters.make_sdxl(place)
         parts: list[tuple[list[list[str]], list[str]]] = [commands("Llama-2-7B", llama, Path(scratch), options.rounds)]
         parts.append(commands("SDXL", sdxl, Path(scratch), options.rounds))
+        row, wrong = against_safetensors(llama[0])
+        parts.append(([row], wrong))
     for row, wrong in (
         against_peft("svd", 4096, 16, faster=100),
         against_peft("ties_svd", 2048, 16, faster=2, density=0.5),
