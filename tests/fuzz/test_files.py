@@ -21,7 +21,8 @@ from tests.fuzz.seeds import Truth, halves, peft, seeds, truth
 
 CASES = 6000
 WARM = 200  # cases after which memory must not grow any more
-SECONDS = 1.0
+SECONDS = 1.0  # of the processor, so that a machine with other work to do fails nothing
+HANG = 30.0  # by the clock: what waits uses no processor
 MEGABYTES = 50
 
 
@@ -98,11 +99,11 @@ def check_equal(ours: dict[str, Truth], theirs: dict[str, Truth], named: bool) -
 
 def check(path: Path) -> str:
     """One case; what became of it."""
-    start = time.perf_counter()
+    start = time.process_time()
     refused = verdict(path)
-    middle = time.perf_counter()
+    middle = time.process_time()
     found = read(path)
-    seconds = time.perf_counter() - middle, middle - start
+    seconds = time.process_time() - middle, middle - start
     assert max(seconds) < SECONDS, f"took {seconds[1]:.2f} s to look at and {seconds[0]:.2f} s to read"
     if isinstance(found, AdapterError):
         text = str(found)
@@ -193,13 +194,13 @@ def test_every_damaged_file_is_refused_or_read_right(tmp_path: Path) -> None:
     failures, outcomes, slowest, before = [], Counter(), (0.0, ""), 0.0
     for number in range(CASES):
         what, path = build(number, tmp_path / str(number))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
-            with at_most(3 * SECONDS):
+            with at_most(HANG):
                 outcomes[check(path)] += 1
         except Exception as error:  # noqa: BLE001 - any other exception is the find
             failures.append(f"case {number} ({what}): {type(error).__name__}: {str(error)[:300]}")
-        slowest = max(slowest, (time.perf_counter() - start, what))
+        slowest = max(slowest, (time.process_time() - start, what))
         if number == WARM:
             before = resident()
     grown = resident() - before

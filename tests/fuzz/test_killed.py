@@ -123,16 +123,17 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     expected = digest(tmp_path / "undisturbed0")
     assert digest(tmp_path / "undisturbed1") == expected
 
-    random, seen = Random(0), {"nothing": 0, "scratch": 0, "whole": 0}
+    random, seen, reach = Random(0), {"nothing": 0, "scratch": 0, "whole": 0}, 1.2 * min(times)
     for number in range(KILLS):
         target = tmp_path / "out" / f"merge{number}"
         child = begin(sources, target)
-        time.sleep(random.uniform(0, 1.2) * min(times))
+        time.sleep(random.uniform(0, reach))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         left = list(target.parent.glob(f".{target.name}.*")) if target.parent.exists() else []
         assert len(left) <= 1
         seen["whole" if target.exists() else "scratch" if left else "nothing"] += 1
+        reach *= 0.9 if target.exists() else 1.05  # the whole is hit again and again, however busy the machine is
         check_after(sources, target, expected)
-    print(f"{KILLS} kills within {min(times):.2f} s of work: {seen}")
+    print(f"{KILLS} kills within {reach:.2f} s: {seen}")
     assert min(seen.values()) > 0, f"not every moment was hit: {seen}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -86,10 +85,8 @@ def test_a_header_of_more_than_100_MB_is_not_read(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", 100_000_001))
         file.truncate(200_000_000)
     tracemalloc.start()
-    start = time.perf_counter()
     with pytest.raises(AdapterError, match="its header has 100 MB"):
         lego.preflight(path)
-    assert time.perf_counter() - start < 0.2
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
