@@ -21,14 +21,20 @@ def basis(
 ) -> tuple[Float[Tensor, "modules d q"], Float[Tensor, "modules q units"]]:
     """Left singular vectors, and the columns in their coordinates (fp64): ``left @ coordinates`` gives the columns again.
 
-    q = min(d, units); vectors of singular value 0 are 0. From inner products alone.
+    q = min(d, units); vectors of singular value 0 are 0. From inner products alone: of the columns at length 1, so that short ones
+    are not taken for the rounding of long ones, and a small SVD that gives the lengths back.
     """
-    squares, vectors = torch.linalg.eigh(exact_gram(columns.mT))
+    gram = exact_gram(columns.mT)
+    lengths = gram.diagonal(dim1=1, dim2=2).sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths, 0)
+    squares, vectors = torch.linalg.eigh(gram * inverse[:, :, None] * inverse[:, None])
+    live = squares > NUMERICAL_RANK**2 * squares[:, -1:]
+    root, inverse_root = torch.where(live, squares.sqrt(), 0), torch.where(live, squares.rsqrt(), 0)
+    turn, values, right = torch.linalg.svd(root[:, :, None] * vectors.mT * lengths[:, None])
     q = min(columns.shape[1:])
-    values, vectors = squares.clamp_min(0).sqrt().flip(1)[:, :q], vectors.flip(2)[:, :, :q]
-    values = torch.where(values > NUMERICAL_RANK * values[:, :1], values, 0)
-    inverse = torch.where(values > 0, 1 / values, 0)
-    return columns @ (vectors * inverse[:, None]).to(columns.dtype), values[:, :, None] * vectors.mT
+    there = torch.arange(q, device=values.device) < live.sum(1, keepdim=True)
+    left = inverse[:, :, None] * vectors * inverse_root[:, None] @ (turn[:, :, :q] * there[:, None])
+    return columns @ left.to(columns.dtype), (values[:, :q] * there)[:, :, None] * right[:, :q]
 
 
 def core_space(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lego.corespace import basis, unweighted
-from lego.lowrank import even
+from lego.lowrank import NUMERICAL_RANK, even
 from lego.registry import Merged
 from lego.rules import Rule, source_weights
 from lego.units import Pool
@@ -28,6 +28,8 @@ def knots(pool: Pool, rule: Rule, scaled: bool) -> Merged:
     turned = [up[:, :, own] @ lower.mT.to(up.dtype) for own, (_, lower) in zip(sources, inputs, strict=True)]
     left, coordinates = basis(torch.cat(turned, 2))  # U and Σ Wᵀ
     values = coordinates.norm(dim=2)
+    live = values > NUMERICAL_RANK * values[:, :1]
+    values, coordinates = values * live, coordinates * live[:, :, None]
     if not scaled:
         coordinates = coordinates / values.clamp_min(torch.finfo(values.dtype).tiny)[:, :, None]
         left = left * values[:, None].to(left.dtype)

@@ -60,6 +60,9 @@ def core_of(down: Down, up: Up) -> Core:
 
 def core_from(gram_down: Float[Tensor, "modules units units"], gram_up: Float[Tensor, "modules units units"]) -> Core:
     """The same from inner products, fp64."""
+    # Halves of equal length: a unit large in one half, beside one large in the other, would make both look like rounding.
+    grow, shrink = evening(*(gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt() for gram in (gram_down, gram_up)))
+    gram_down, gram_up = gram_down * grow[:, :, None] * grow[:, None], gram_up * shrink[:, :, None] * shrink[:, None]
     values, vectors = torch.linalg.eigh(gram_up)
     root = (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
     squares, x = torch.linalg.eigh(root @ gram_down @ root)
@@ -68,7 +71,7 @@ def core_from(gram_down: Float[Tensor, "modules units units"], gram_up: Float[Te
     sigma = torch.where(sigma > torch.maximum(NUMERICAL_RANK * sigma[:, :1], CANCELLED * bound), sigma, 0)
     inverse = torch.where(sigma > 0, 1 / sigma, 0)
     right = root @ x * inverse[:, None]
-    return Core(sigma, gram_down @ right * inverse[:, None], right.mT)
+    return Core(sigma, shrink[:, :, None] * (gram_down @ right * inverse[:, None]), right.mT * grow[:, None])
 
 
 def core_svd(
@@ -101,7 +104,13 @@ def even(down: Down, up: Up) -> tuple[Down, Up]:
 
     A unit with a half of zero becomes zero in both.
     """
-    a, b = torch.linalg.vector_norm(down, dim=2), torch.linalg.vector_norm(up, dim=1)
+    grow, shrink = evening(torch.linalg.vector_norm(down, dim=2), torch.linalg.vector_norm(up, dim=1))
+    return grow[:, :, None] * down, up * shrink[:, None]
+
+
+def evening(
+    a: Float[Tensor, "modules units"], b: Float[Tensor, "modules units"]
+) -> tuple[Float[Tensor, "modules units"], Float[Tensor, "modules units"]]:
+    """Factors of the two halves that make their lengths ‖a‖ and ‖b‖ equal; 0 for a unit with a half of zero."""
     live = (a > 0) & (b > 0)
-    root, inverse = (torch.where(live, ratio.sqrt(), 0) for ratio in (b / a, a / b))
-    return root[:, :, None] * down, up * inverse[:, None]
+    return torch.where(live, (b / a).sqrt(), 0), torch.where(live, (a / b).sqrt(), 0)

@@ -143,6 +143,29 @@ def test_ctm(
         close(merged, module, ctm_merge(rule, tensors, weights, here, 0.6, beta, draw), 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("sum", {}),
+        ("svd", {"rank": "all"}),
+        ("magnitude_prune_svd", {"density": 1.0}),
+        ("core", {"rule": "sum"}),
+        ("ctm", {"rule": "sum", "rank": "all"}),
+        ("lego", {"k": "all", "geometry": "rank-one", "output_reweighting": False}),
+    ],
+)
+def test_how_an_update_is_spread_over_its_halves_loses_nothing(method: str, parameters: dict) -> None:
+    """One adapter large in A and small in B, another the other way round, of updates as strong as each other."""
+    one, other = make_adapter("one", 1), make_adapter("other", 2)
+    adapters = [
+        Adapter.from_factors(a.name, {m: Factors(c * a[m].down, a[m].up / c, a[m].scale) for m in a.modules})
+        for a, c in ((one, 1e4), (other, 1e-4))
+    ]
+    merged = lego.merge(adapters, method=method, **parameters)
+    for module in merged.modules:
+        close(merged, module, dense_sum([one, other], [1, 1], module))
+
+
 def test_ctm_of_full_rank_loses_nothing() -> None:
     adapters, weights = mixed_adapters(), [1.0, 0.5, -1.0]
     merged = lego.merge(adapters, method="ctm", weights=weights, rule="sum", rank="all")
