@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -291,7 +292,63 @@ def test_verify_without_a_source_or_a_recipe_is_an_error(
     assert main(["verify", str(merged)]) == 2
     assert f"{two[1]}: does not exist" in capsys.readouterr().err
     assert main(["verify", two[0]]) == 2
-    assert "recipe.yaml: cannot be read" in capsys.readouterr().err
+    assert f"{two[0]}: has no recipe.yaml. Give the folder of a merge." in capsys.readouterr().err
+
+
+CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "twice the strength": ({"lora_alpha": 6}, "1 modules differ, by a relative error of at most 0.5"),
+    "another scaling": ({"use_rslora": True}, "has other values than the recipe makes: use_rslora"),
+    "another base": (
+        {"base_model_name_or_path": "else"},
+        "other values than the recipe makes: base_model_name_or_path",
+    ),
+}
+
+
+@pytest.mark.parametrize("changed", CONFIGS)
+def test_verify_sees_a_config_that_changes_what_equal_weights_do(
+    changed: str, merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields, told = CONFIGS[changed]
+    config = json.loads((merged / "adapter_config.json").read_text())
+    (merged / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    assert main(["verify", str(merged)]) == 1
+    assert told in capsys.readouterr().out
+    assert main(["verify", str(merged), "--tolerance", "0.4"]) == 1
+
+
+def rewrite(merged: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a merge, its recipe kept in the header."""
+    file = merged / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"brickyard_recipe": (merged / "recipe.yaml").read_text(), "format": "pt"})
+
+
+def test_verify_measures_a_changed_bias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bias = f"base_model.model.{Q}.lora_B.bias"
+    write_peft(tmp_path / "one", {**half_pair(Q), bias: torch.ones(24)}, lora_bias=True)
+    assert main(["merge", "-m", "sum", "-o", str(tmp_path / "out"), str(tmp_path / "one")]) == 0
+    rewrite(tmp_path / "out", lambda tensors: tensors[bias].mul_(2))
+    assert main(["verify", str(tmp_path / "out"), "--tolerance", "0.4"]) == 1
+    assert f"0.5  {Q}" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "out"), "--tolerance", "0.6"]) == 0
+
+
+def test_verify_of_another_shape_is_different(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        key = f"base_model.model.{Q}.lora_A.weight"
+        tensors[key] = torch.cat([tensors[key]] * 2, 1)
+
+    rewrite(merged, widen)
+    assert main(["verify", str(merged), "--tolerance", "10"]) == 1
+    assert f"inf  {Q}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tolerance", ["inf", "nan", "-1"])
+def test_a_tolerance_that_is_none(tolerance: str, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(merged), "--tolerance", tolerance]) == 2
+    assert "a tolerance is a finite number from 0 on" in capsys.readouterr().err
 
 
 def test_verify_refuses_a_report_that_is_none(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
