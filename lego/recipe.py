@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from reprlib import Repr
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from lego.errors import AdapterError
+from lego.formats.opening import MISFITS, CardLoader
 
 DType = Literal["float16", "bfloat16", "float32"]
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 SHA256 = "^[0-9a-f]{64}$"
+MOST = 1_000_000
+"""Characters of a recipe; patterns for every module of SDXL take less, and YAML is slow to read."""
+
+
+def not_bool(value: Any) -> Any:
+    """The value, unless it is yes or no, which pydantic would take for 1 or 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_bool", "yes and no are no numbers")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(not_bool)]
 
 
 class Part(BaseModel):
@@ -37,7 +53,7 @@ class Source(Part):
     sha256: str | None = Field(
         default=None, pattern=SHA256, description="the weights file's SHA-256, 64 digits of 0-9a-f"
     )
-    weight: float | dict[str, float] = Field(
+    weight: Number | dict[str, Number] = Field(
         default=1.0, description="a number, or numbers by pattern on module names such as {q_proj: 0.5}"
     )
 
@@ -62,7 +78,13 @@ class Source(Part):
 
 
 def place(text: str, folder: Path) -> dict[str, str]:
-    """What a bare string means: a path when there is one or it cannot be a hub id, else ``owner/name`` or ``owner/name@revision``."""
+    """What a bare string means: a path when there is one or it cannot be a hub id, else ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        AdapterError: for the address of a page.
+    """
+    if re.match(r"https?://", text):
+        raise AdapterError(f"{text} is the address of a page", None, "Write owner/name or owner/name@revision.")
     if (folder / Path(text).expanduser()).exists() or not (found := HUB_ID.fullmatch(text)):
         return {"path": text}
     hub, revision = found.groups()
@@ -95,7 +117,7 @@ class Recipe(Part):
     )
     method: str = Field(default="lego", description="a name that `python -m lego methods` lists")
     parameters: dict[str, Any] = Field(default={}, description="the method's own, name: value")
-    seed: int = Field(default=0, description="a whole number")
+    seed: Annotated[int, BeforeValidator(not_bool)] = Field(default=0, description="a whole number")
     tuned_on: Tuned | None = Field(default=None, description="what the strength was chosen on")
     output: Output = Field(default_factory=Output, description="{format: …, dtype: …}")
 
@@ -139,13 +161,13 @@ class Recipe(Part):
             raise AdapterError(explain(error, cls), where) from error
 
 
-class Loader(yaml.SafeLoader):
+class Loader(CardLoader):
     """YAML in which no key stands twice: the format leaves open which one counts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping, when its keys differ."""
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((key for key, count in keys.items() if count > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -154,11 +176,13 @@ def load(text: str, where: object) -> Any:
     """A YAML document.
 
     Raises:
-        AdapterError: when the text is none.
+        AdapterError: when the text is none, or too long.
     """
+    if len(text) > MOST:
+        raise AdapterError(f"has {len(text):,} characters, more than the {MOST:,} of any recipe", where)
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, *MISFITS) as error:
         raise AdapterError(f"is not YAML ({error or 'nested too deeply'})", where) from error
 
 
@@ -176,11 +200,18 @@ def read_text(path: Path) -> str:
         raise AdapterError("is not text in UTF-8", path) from error
 
 
+# Aliases make values that are small in the file and endless when written out.
+SHORT = Repr()
+SHORT.maxstring = 60
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: the field's place, its value and what it takes."""
     first = error.errors(include_url=False)[0]
     place, fields, takes, unknown = "", model.model_fields, "", first["type"] == "extra_forbidden"
-    steps, value = list(first["loc"]), repr(first["input"])[:60]
+    steps, value = list(first["loc"]), SHORT.repr(first["input"])[:60]
+    if first["type"] == "invalid_key" or "[key]" in steps:
+        return f"has the name {value} where a text is expected. Put it between quotes"
     for step in steps[:-1] if unknown else steps:
         if isinstance(step, int):
             place, takes = f"{place}[{step}]", "a path, a hub id or {path: …, weight: …}"
@@ -188,7 +219,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             place, takes = f"{place}.{step}".lstrip("."), fields[step].description or ""
             inner = [t for t in (fields[step].annotation, *get_args(fields[step].annotation)) if isinstance(t, type)]
             fields = next((t.model_fields for t in inner if issubclass(t, BaseModel)), fields)
-        elif step not in ("float", "[key]") and not str(step).startswith("dict["):
+        elif "[" not in str(step) and step != "float":
             place += f".{step}"  # a pattern of a weight
     if unknown:
         hint = "" if place else "; what belongs to the method goes under parameters"

@@ -71,6 +71,17 @@ BAD = {
     "sources: [a]\nparameters: 3": "parameters takes the method's own",
     "sources: [a]\noutput: {dtype: int8}": "output.dtype takes float16 or bfloat16 or float32, not 'int8'",
     "sources: [a]\noutput: {typ: int8}": "output has no field 'typ'. It takes: format, dtype",
+    "sources: [{path: b, weight: yes}]": "sources[0].weight takes a number, or numbers by pattern",
+    "sources: [{path: b, weight: {q_proj: no}}]": "sources[0].weight takes a number, or numbers by pattern",
+    "sources: [a]\nseed: yes": "seed takes a whole number, not True",
+    "sources: [a]\n1: 2": "has the name 1 where a text is expected",
+    "sources: [a]\nparameters: {1: 2}": "has the name 1 where a text is expected",
+    "sources: ['https://huggingface.co/a/b']": "sources[0] https://huggingface.co/a/b is the address of a page",
+    "sources: [a]\nseed: !!bool x": "is not YAML",
+    "sources: [a]\nseed: !!timestamp x": "is not YAML",
+    "sources: &a [*a]": "sources[0] takes a path",
+    "? [a]\n: b": "is not YAML",
+    "a: " + "b" * 1_000_000: "has 1,000,003 characters, more than the 1,000,000 of any recipe",
     "sources: [a]\ntuned_on: {rows: 12}": "tuned_on.rows takes the SHA-256 of the rows' file, not 12",
 }
 
@@ -84,6 +95,23 @@ def test_errors_are_one_line_that_names_the_field(text: str, reason: str) -> Non
     assert reason in said
     assert "\n" not in said
     assert "pydantic" not in said
+
+
+BOMBS = {
+    "aliases": "a0: &a0 [x, x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    + "seed: *a29",
+    "merge keys": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_recipe_made_to_explode_is_refused(name: str) -> None:
+    """Recipes come in the headers of other people's files; written out, the first would have 9**29 entries."""
+    with pytest.raises(AdapterError) as raised:
+        Recipe.from_yaml("sources: [a]\n" + BOMBS[name], "my.yaml")
+    assert len(str(raised.value)) < 3000
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
