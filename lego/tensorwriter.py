@@ -1,13 +1,12 @@
 """A safetensors file written one tensor after another, so that only one has to be in memory.
 
 The format wants a header with every tensor's place before the data, and what the places are is known at the end. So tensors go to a
-file of their own first, and are copied behind the header then, by the kernel. What was added in another order gives the same bytes.
+file of their own first, and are copied behind the header then. What was added in another order gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor, bfloat16, float16, float32, uint8
 
 DTYPES = {float32: "F32", float16: "F16", bfloat16: "BF16"}
+PIECE = 2**20  # bytes copied at a time
 
 
 class TensorWriter:
@@ -53,11 +53,13 @@ class TensorWriter:
             entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end := end + size]}
         header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         header = header.ljust(-(-len(header) // 8) * 8)  # tensors begin at a multiple of eight, as safetensors has it
-        with self.path.open("wb", buffering=0) as file:
+        with self.path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for key in order:
-                _, _, start, size = self.parts[key]
-                copy(self.data.fileno(), file.fileno(), start, size)
+                _, _, start, left = self.parts[key]
+                self.data.seek(start)
+                while left:
+                    left -= file.write(self.data.read(min(PIECE, left)))
 
     def close(self) -> None:
         """Let go of what was added."""
@@ -68,10 +70,3 @@ class TensorWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def copy(source: int, target: int, start: int, size: int) -> None:
-    """Copy a range to the end of another file without bringing it into this process."""
-    while size:
-        done = os.sendfile(target, source, start, size)
-        start, size = start + done, size - done

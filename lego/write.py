@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lego.adapter import Adapter, Factors, ModuleSpec
+from lego.adapter import Adapter, Factors, ModuleSpec, finite
 from lego.card import CARD, card_of
 from lego.errors import AdapterError
 from lego.formats import FORMATS
@@ -204,16 +204,16 @@ class Writer:
         """A module as it will be on disk, and what that does to it; changes nothing, so that several can be rounded side by side.
 
         Raises:
-            AdapterError: when a value does not fit into the type.
+            AdapterError: when a value is not finite or does not fit into the type.
         """
         factors = factors.folded()
         rounded, back = {}, []
         for key, tensor in self.format.tensors(module, factors).items():
             rounded[key] = tensor.to(self.dtype)
             back.append(rounded[key].float())
-            # A sum of finite terms is finite: cheaper than looking at each.
-            if not math.isfinite(float(back[-1].sum())):
-                reached = float(tensor.abs().max())
+            # A sum that is finite has only finite terms: cheaper than looking at each.
+            if not math.isfinite(float(back[-1].sum())) and not bool(torch.isfinite(back[-1]).all()):
+                reached = float(finite(tensor, f"{self.name}, {key}").abs().max())
                 raise AdapterError(
                     f"{key} reaches {reached:.3g}, too large for {self.dtype}", self.name, "Write float32."
                 )

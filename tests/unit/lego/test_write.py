@@ -167,6 +167,18 @@ def test_values_too_large_for_the_type(tmp_path: Path) -> None:
     lego.write_adapter(big, tmp_path / "out", torch.float32)
 
 
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    bad = Adapter.from_factors("bad", {"m": Factors(torch.tensor([[1.0, torch.nan]]), torch.ones(2, 1))})
+    with pytest.raises(AdapterError, match="holds NaN or infinite values"):
+        lego.write_adapter(bad, tmp_path / "out", torch.float32)
+
+
+def test_large_values_whose_sum_overflows_are_written(tmp_path: Path) -> None:
+    big = Adapter.from_factors("big", {"m": Factors(torch.full((1, 2), 3e38), torch.ones(2, 1))})
+    back = lego.read_adapter(lego.write_adapter(big, tmp_path / "out", torch.float32))
+    assert torch.equal(back["m"].down, big["m"].down)
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
