@@ -116,6 +116,19 @@ def finite(tensor: Tensor, where: str) -> Tensor:
     return tensor
 
 
+def check_shapes(factors: Factors, where: str) -> None:
+    """Look whether the halves and the bias of a module belong together.
+
+    Raises:
+        AdapterError: when they do not, or there is no unit.
+    """
+    down, up = tuple(factors.down.shape), tuple(factors.up.shape)
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
+        raise AdapterError(f"down {down} and up {up} are no LoRA", where, "Down is (rank, d_in), up (d_out, rank).")
+    if factors.bias is not None and tuple(factors.bias.shape) != up[:1]:
+        raise AdapterError(f"a bias {tuple(factors.bias.shape)} does not belong to {up[0]} outputs", where)
+
+
 class Modules:
     """What follows from the headers of all modules, by name in ``modules``."""
 
@@ -177,7 +190,13 @@ class Adapter(Modules):
 
     @classmethod
     def from_factors(cls, name: str, factors: Mapping[str, Factors], **facts: Any) -> Adapter:
-        """An adapter held in memory."""
+        """An adapter held in memory.
+
+        Raises:
+            AdapterError: when a module's factors do not belong together.
+        """
+        for module, f in factors.items():
+            check_shapes(f, f"{name}, {module}")
         specs = {
             module: ModuleSpec(
                 f.rank, f.down.shape[1], f.up.shape[0], f.scale, "F32", f.bias is not None, f.kernel, f.embedding
@@ -201,16 +220,16 @@ class Adapter(Modules):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights: of the file's bytes as the hub gives it, or of the tensors for one in memory."""
+        """Hash of the weights: of the file's bytes as the hub gives it, or of the factors with their scale for one in memory."""
         digest = hashlib.sha256()
         if self.weights_file is not None:
             with self.weights_file.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         for module in self.modules:
             factors = self[module]
-            digest.update(module.encode())
-            digest.update(factors.down.contiguous().numpy().tobytes())
-            digest.update(factors.up.contiguous().numpy().tobytes())
+            digest.update(f"{module}{factors.scale}".encode())
+            for tensor in (factors.down, factors.up, factors.bias):
+                digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property

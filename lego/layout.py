@@ -15,7 +15,7 @@ from lego import projection
 from lego.adapter import Adapter, module_kind, module_layer
 from lego.cluster import partitions
 from lego.errors import AdapterError
-from lego.registry import resolve_rank
+from lego.registry import resolve_rank, rows_by_rank
 from lego.threads import one_thread
 from lego.units import Pool, module_names, pools, signature
 
@@ -86,10 +86,14 @@ class UnitMap:
 
     def clusters(self, k: int | str = "2r", restarts: int = 8) -> Int[np.ndarray, " units"]:
         """The cluster of each unit within its module: the very partition that a LEGO merge of the same k and seed makes."""
-        labels = partitions(self.pools, [resolve_rank(k, pool) for pool in self.pools], restarts)
+        if str(k).endswith("%"):
+            split = [(pool.rows(rows), n) for pool in self.pools for n, rows in rows_by_rank(pool, str(k)).items()]
+        else:
+            split = [(pool, resolve_rank(k, pool)) for pool in self.pools]
+        labels = partitions([pool for pool, _ in split], [n for _, n in split], restarts)
         found = {
             module: row
-            for pool, rows in zip(self.pools, labels, strict=True)
+            for (pool, _), rows in zip(split, labels, strict=True)
             for module, row in zip(pool.modules, rows.numpy(), strict=True)
         }
         return np.concatenate([found[module] for module in self.modules])
@@ -121,9 +125,11 @@ def unit_map(
         seed: of the clustering.
 
     Raises:
-        AdapterError: when the modules' units have different lengths, or there are none.
+        AdapterError: when the modules' units have different lengths, or there are none, as where all weights are 0.
     """
-    wanted = resolve(adapters, modules) if isinstance(modules, str) else list(modules)
+    asked = resolve(adapters, modules) if isinstance(modules, str) else list(modules)
+    names = module_names(adapters, weights)
+    wanted = [module for module in asked if module in names] or asked
     shapes = {signature(adapters, weights or [1.0] * len(adapters), module)[0][:2] for module in wanted}
     if len(shapes) > 1:
         told = ", ".join(f"{d_in} → {d_out}" for d_in, d_out in sorted(shapes))
@@ -132,7 +138,7 @@ def unit_map(
         )
     groups = tuple(pools(adapters, weights, seed, modules=wanted))
     place = {module: (pool, row) for pool in groups for row, module in enumerate(pool.modules)}
-    order = [module for module in module_names(adapters, weights) if module in place]
+    order = [module for module in names if module in place]
     counts = [place[module][0].units for module in order]
     owner = [place[module][0].owner for module in order]
     squares = [place[module][0].gram[place[module][1]].diagonal() for module in order]

@@ -201,7 +201,7 @@ class Merging:
             if w and module in adapter.modules and adapter.modules[module].bias:
                 factors = adapter[module]
                 assert factors.bias is not None
-                own = w * factors.scale * factors.bias
+                own = w * factors.scale * finite(factors.bias, f"{adapter.path or adapter.name}, {module}")
                 found = own if found is None else found + own
         if found is None:
             return None

@@ -66,6 +66,12 @@ def resolve_rank(rank: int | str, pool: Pool, reference: str = "mean") -> int:
     return max(1, min(count, pool.units))
 
 
+def rows_by_rank(pool: Pool, share: str) -> dict[int, list[int]]:
+    """The pool's modules, as rows, by the least rank that keeps a share of their energy, such as "95%"."""
+    ranks = pool.core.keeping(float(share.removesuffix("%")) / 100)
+    return {rank: [row for row, found in enumerate(ranks) if found == rank] for rank in set(ranks)}
+
+
 def source_rank(pool: Pool, reference: str = "mean") -> float:
     """r of the sources in this pool: the mean, largest or smallest of their ranks."""
     ranks = pool.ranks
@@ -155,17 +161,15 @@ class Method:
     def __call__(self, pool: Pool, **parameters: Any) -> Merged:
         """The merged factors of one pool, strength included; parameters as `validate` returns them."""
         own = {name: value for name, value in parameters.items() if name not in Common.model_fields}
-        energy = [(name, float(value[:-1]) / 100) for name, value in own.items() if str(value).endswith("%")]
-        down, up = self.by_energy(pool, *energy[0], own) if energy else self.function(pool, **own)
+        energy = [name for name, value in own.items() if str(value).endswith("%")]
+        down, up = self.by_energy(pool, energy[0], own) if energy else self.function(pool, **own)
         return down, up * parameters.get("strength", 1.0)
 
-    def by_energy(self, pool: Pool, name: str, share: float, own: dict[str, Any]) -> Merged:
+    def by_energy(self, pool: Pool, name: str, own: dict[str, Any]) -> Merged:
         """Run modules of equal rank together, where the rank is the least that keeps a share of the energy of D."""
-        ranks = pool.core.keeping(share)
-        downs: list[Tensor] = [pool.down] * len(ranks)
-        ups: list[Tensor] = [pool.up] * len(ranks)
-        for rank in set(ranks):
-            rows = [row for row, found in enumerate(ranks) if found == rank]
+        downs: list[Tensor] = [pool.down] * len(pool.modules)
+        ups: list[Tensor] = [pool.up] * len(pool.modules)
+        for rank, rows in rows_by_rank(pool, own[name]).items():
             for row, down, up in zip(rows, *self.function(pool.rows(rows), **{**own, name: rank}), strict=True):
                 downs[row], ups[row] = down, up
         most = max(len(down) for down in downs)

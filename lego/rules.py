@@ -48,7 +48,11 @@ WeightedVote = Annotated[
 ]
 
 Cut = Annotated[
-    Rank, Field(description="Rank the merged update is cut to: a number, a multiple of the sources' rank, or all.")
+    Rank,
+    Field(
+        description="Rank the merged update is cut to, at most as many as the sources have together (all): a number, a multiple of "
+        "their rank, or what keeps a share of the exact sum's energy (95%)."
+    ),
 ]
 Scaled = Annotated[
     bool,
@@ -97,9 +101,9 @@ class Rule:
         """All sources' tensors as one."""
         return RULES[self.name][1](self, tensors, weights)
 
-    def merge(self, pool: Pool, tensors: list[Rows], weights: Weights, part: str = "") -> Rows:
-        """Both steps, for one tensor of one shape from each source of the pool; ``part`` names their random streams."""
-        draws = [partial(pool.uniform, stream=f"{part}{source}") for source in pool.present]
+    def merge(self, pool: Pool, tensors: list[Rows], weights: Weights) -> Rows:
+        """Both steps, for one tensor of one shape from each source of the pool."""
+        draws = [partial(pool.uniform, stream=source) for source in pool.present]
         return self.combine(
             torch.stack([self.sparse(t, draw) for t, draw in zip(tensors, draws, strict=True)]), weights
         )

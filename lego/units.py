@@ -20,7 +20,7 @@ from torch import Tensor
 from lego.adapter import Adapter, ModuleSpec, natural_order
 from lego.errors import AdapterError
 from lego.lowrank import Core, core_of
-from lego.weights import Weight, check_weights, weight_at
+from lego.weights import Weight, check_weights, computable, weight_at
 
 # Weights of one group of modules in memory at a time, in bytes of fp32.
 GROUP_BYTES = 16 * 2**20
@@ -150,7 +150,8 @@ def pool(
         whole: the merge that the pool is a part of; these modules alone unless given.
 
     Raises:
-        AdapterError: when no source adapts the modules, their shapes disagree between sources, or a value is not finite.
+        AdapterError: when no source adapts the modules, their shapes disagree between sources, or a weight times a scale is too
+            small or too large for fp32.
     """
     modules = (modules,) if isinstance(modules, str) else tuple(modules)
     found = check_weights(adapters, weights)
@@ -170,6 +171,11 @@ def pool(
                 continue
             part, w, own = adapters[j][module], weight_at(found[j], module), slice(start, start + rank)
             coefficient = w * part.scale
+            if not coefficient or not computable(coefficient):
+                raise AdapterError(
+                    f"its scale {part.scale:g} times its weight {w:g} is nothing fp32 can compute with",
+                    f"{adapters[j].name}, {module}",
+                )
             torch.mul(part.down, abs(coefficient) ** 0.5, out=down[m, own])
             torch.mul(part.up, signed_root(coefficient), out=up[m, :, own])
             weight[m, own], scale[m, own] = w, part.scale
@@ -193,7 +199,8 @@ def signature(adapters: Sequence[Adapter], weights: Sequence[Weight], module: st
     """A module's form and ranks: modules that agree in them share a pool.
 
     Raises:
-        AdapterError: when two adapters disagree about the form, as adapters of different bases do, or none has the module.
+        AdapterError: when two adapters disagree about the form, as adapters of different bases do, or none has the module at a
+            weight other than 0.
     """
     specs = [(adapter.name, adapter.modules[module]) for adapter in adapters if module in adapter.modules]
     forms = {spec.form for _, spec in specs}
@@ -202,11 +209,13 @@ def signature(adapters: Sequence[Adapter], weights: Sequence[Weight], module: st
     if len(forms) > 1:
         told = ", ".join(f"{name}: {form_text(spec)}" for name, spec in specs)
         raise AdapterError(f"the adapters disagree about its shape ({told})", module, "They belong to different bases.")
-    ranks = (
+    ranks = tuple(
         adapter.modules[module].rank if module in adapter.modules and weight_at(weight, module) else 0
         for adapter, weight in zip(adapters, weights, strict=True)
     )
-    return forms.pop(), tuple(ranks)
+    if not any(ranks):
+        raise AdapterError("has weight 0 in every adapter that adapts it", module)
+    return forms.pop(), ranks
 
 
 def form_text(spec: ModuleSpec) -> str:

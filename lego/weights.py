@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -12,6 +11,9 @@ from lego.errors import AdapterError
 # w_j of one adapter: a number, or numbers by pattern. A pattern is a kind of module (``q_proj``), a module's whole name, or a
 # name with wildcards (``*.layers.1?.*``); the last one that matches decides, and where none does the weight is 1.
 Weight = float | dict[str, float]
+
+LEAST, MOST = 1e-25, 1e25
+"""Sizes that a weight may have, by itself and times an adapter's scale."""
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -59,14 +61,21 @@ def check_weight(weight: Weight, adapter: Adapter) -> Weight:
 
 
 def number(value: object, where: str) -> float:
-    """A finite number.
+    """A finite number, 0 or of a size that fp32 can compute with.
 
     Raises:
         AdapterError: for anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterError(f"a weight must be a finite number, not {value!r}", where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not computable(value):
+        raise AdapterError(
+            f"a weight must be a finite number, 0 or {LEAST:g} to {MOST:g} in size, not {value!r}", where
+        )
     return float(value)
+
+
+def computable(value: float) -> bool:
+    """Whether fp32 neither loses a number nor what it multiplies."""
+    return value == 0 or LEAST <= abs(value) <= MOST
 
 
 def shown(weight: Weight) -> str:

@@ -15,7 +15,9 @@ from lego.units import Pool
 def svd(
     pool: Pool,
     *,
-    rank: Annotated[Rank, Field(description="Rank kept: a number, a multiple of the sources' rank, or all.")] = "2r",
+    rank: Annotated[
+        Rank, Field(description="Rank kept: a number, a multiple of the sources' rank, a kept energy (95%), or all.")
+    ] = "2r",
 ) -> Merged:
     """Cut the exact sum to a rank, with the least possible error (Eckart and Young)."""
     return truncate(pool.down, pool.up, resolve_rank(rank, pool), pool.core)

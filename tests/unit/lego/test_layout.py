@@ -12,7 +12,7 @@ from lego.cluster import partition
 from lego.layout import resolve, unit_map
 from lego.units import pool
 from tests.conftest import make_adapter, mixed_adapters
-from tests.reference import units_of
+from tests.reference import dense_sum, units_of
 
 Q = "model.layers.1.self_attn.q_proj"
 
@@ -47,6 +47,24 @@ def test_clusters_are_those_of_the_merge() -> None:
     for row, module in enumerate(units.modules):
         expected = partition(pool(adapters, module, weights, seed=4), 5, 3)[0]
         assert labels[units.module == row].tolist() == expected.tolist()
+
+
+def test_clusters_by_kept_energy_are_those_of_the_merge() -> None:
+    """Every module at the rank that NumPy's SVD gives."""
+    adapters = mixed_adapters()
+    units = unit_map(adapters, "q_proj")
+    labels = units.clusters("80%")
+    for row, module in enumerate(units.modules):
+        energy = np.linalg.svd(dense_sum(adapters, [1, 1, 1], module), compute_uv=False) ** 2
+        rank = int((energy.cumsum() / energy.sum() < 0.8).sum()) + 1
+        assert labels[units.module == row].tolist() == partition(pool(adapters, module), rank)[0].tolist()
+
+
+def test_weights_of_zero_leave_no_units() -> None:
+    one, other = make_adapter("one", 1), make_adapter("other", 2, kinds=("k_proj",))
+    assert len(unit_map([one, other], "k_proj", [0, 1])) == 2 * 4
+    with pytest.raises(AdapterError, match=r"q_proj: has weight 0 in every adapter"):
+        unit_map([one, other], "q_proj", [0, 1])
 
 
 def test_neighbours() -> None:

@@ -8,6 +8,7 @@ import torch
 
 import lego
 from lego import Adapter, AdapterError, Factors
+from lego.units import pool
 from lego.weights import weight_at
 from tests.conftest import equal_adapters, make_adapter, mixed_adapters
 from tests.reference import dense_sum
@@ -92,6 +93,49 @@ def test_bad_ranks(rank: str) -> None:
         lego.merge(equal_adapters(2), method="svd", rank=rank)
 
 
+@pytest.mark.parametrize("weight", [1e-50, -1e30, 1e39, 10**400, float("inf")])
+@pytest.mark.parametrize("method", ["sum", "ties_svd", "linear"])
+def test_weights_that_fp32_cannot_compute_with(method: str, weight: float) -> None:
+    with pytest.raises(AdapterError, match="a weight must be a finite number, 0 or 1e-25 to"):
+        lego.merge(equal_adapters(2), method=method, weights=[weight, 1])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-40, float("nan"), 1e30])
+@pytest.mark.parametrize("method", ["sum", "ties", "linear", "dare_ties_svd"])
+def test_scales_that_fp32_cannot_compute_with(method: str, scale: float) -> None:
+    one, other = equal_adapters(2)
+    bad = Adapter.from_factors("bad", {m: Factors(other[m].down, other[m].up, scale) for m in other.modules})
+    with pytest.raises(AdapterError, match=r"bad, model.*_proj: its scale .* times its weight"):
+        lego.merge([one, bad], method=method)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "bias", "reason"),
+    [
+        ((4, 8), (6, 3), None, r"down \(4, 8\) and up \(6, 3\) are no LoRA"),
+        ((0, 8), (6, 0), None, "are no LoRA"),
+        ((4, 8, 1), (6, 4), None, "are no LoRA"),
+        ((4, 8), (6, 4), (5,), r"bias \(5,\) does not belong to 6 outputs"),
+    ],
+)
+def test_factors_that_do_not_belong_together(down: tuple, up: tuple, bias: tuple | None, reason: str) -> None:
+    factors = Factors(torch.ones(down), torch.ones(up), bias=None if bias is None else torch.ones(bias))
+    with pytest.raises(AdapterError, match=f"x, m: .*{reason}"):
+        Adapter.from_factors("x", {"m": factors})
+
+
+def test_hashes_in_memory_tell_scales_and_biases_apart() -> None:
+    down, up = torch.ones(1, 2), torch.ones(3, 1)
+    several = [Factors(down, up), Factors(down, up, 2.0), Factors(down, up, bias=torch.ones(3))]
+    assert len({Adapter.from_factors("x", {"m": factors}).sha256 for factors in several}) == 3
+
+
+def test_a_pool_where_every_weight_is_zero() -> None:
+    one = make_adapter("one", 1)
+    with pytest.raises(AdapterError, match=r"q_proj: has weight 0 in every adapter"):
+        pool([one, make_adapter("other", 2, kinds=("k_proj",))], LAYER_0, [0, 1])
+
+
 def biased(name: str, seed: int, scale: float) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     new = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
@@ -131,3 +175,11 @@ def test_the_source_that_is_not_finite_is_named() -> None:
     for method in ("lego", "sum", "ties", "concat"):
         with pytest.raises(AdapterError, match=r"bad, .*_proj: holds NaN or infinite"):
             lego.merge([one, bad], method=method)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_biases_are_looked_at(value: float) -> None:
+    one = biased("one", 1, 2.0)
+    bad = Adapter.from_factors("bad", {"m": Factors(one["m"].down, one["m"].up, bias=torch.full((6,), value))})
+    with pytest.raises(AdapterError, match="bad, m: holds NaN or infinite"):
+        lego.merge([one, bad], method="sum")
