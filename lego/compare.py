@@ -15,6 +15,7 @@ from lego.effective import EffectiveWeights, Products, effective_weights, inner_
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity
 from lego.interference import Interference, interference
+from lego.recipe import Source
 from lego.tables import LINES, grid, left_out, short
 from lego.weights import Weight
 
@@ -128,19 +129,16 @@ def compare(adapters: Sequence[Adapter]) -> Comparison:
     """
     if len(adapters) < 2:
         raise AdapterError("there is nothing to compare with", None, "Give at least two adapters.")
-    by_hash = {adapter.sha256: adapter for adapter in adapters}
     merges, missing = {}, {}
     for number, adapter in enumerate(adapters):
         if adapter.recipe is None:
             continue
-        sources = adapter.recipe.sources
-        absent = [source.name or source.path or source.hub or "?" for source in sources if source.sha256 not in by_hash]
-        if absent:
-            missing[adapter.name] = absent
+        recipe = adapter.recipe.sources
+        sources = [source for source in (given(s, adapters) for s in recipe) if source]
+        if len(sources) == len(recipe):
+            merges[number] = check_merge(adapter, sources, [source.weight for source in recipe])
         else:
-            merges[number] = check_merge(
-                adapter, [by_hash[s.sha256 or ""] for s in sources], [s.weight for s in sources]
-            )
+            missing[adapter.name] = [s.name or s.path or s.hub or "?" for s in recipe if not given(s, adapters)]
     rest = [adapter for number, adapter in enumerate(adapters) if number not in merges]
     return Comparison(
         tuple(adapter.name for adapter in adapters),
@@ -149,6 +147,12 @@ def compare(adapters: Sequence[Adapter]) -> Comparison:
         missing,
         interference(rest) if len(rest) > 1 else None,
     )
+
+
+def given(source: Source, adapters: Sequence[Adapter]) -> Adapter | None:
+    """The adapter that a recipe means, by its hash; by its name too where copies of one file differ in their config."""
+    same = [adapter for adapter in adapters if adapter.sha256 == source.sha256]
+    return next((adapter for adapter in same if adapter.name == source.name), same[0] if same else None)
 
 
 def check_merge(merged: Adapter, sources: Sequence[Adapter], weights: Sequence[Weight]) -> MergeCheck:

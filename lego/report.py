@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from lego.adapter import Adapter, natural_order
 from lego.fidelity import Fidelity
@@ -14,9 +15,12 @@ from lego.registry import Method
 from lego.units import Pool
 from lego.weights import Weight, shown, weight_at
 
+# A share of ‖D‖: infinite against a D of zero, for which JSON has no word but null.
+Share = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+
 
 class SourceReport(BaseModel):
-    """One source of a merge: ‖s B A‖_F over all its modules is its norm, before its weight."""
+    """One source of a merge: ‖s B A‖_F is its norm, before its weight, over the modules where that is not 0."""
 
     name: str
     origin: str | None = None
@@ -34,8 +38,8 @@ class ModuleReport(BaseModel):
     module: str
     units: int
     rank: int
-    relative_error: float
-    norm_ratio: float
+    relative_error: Share
+    norm_ratio: Share
     cosine: float
 
 
@@ -52,8 +56,8 @@ class MergeReport(BaseModel):
     rank_max: int
     norm_before: float
     norm_after: float
-    relative_error: float
-    norm_ratio: float
+    relative_error: Share
+    norm_ratio: Share
     cosine: float
     seconds: float
     export_error: float | None = None

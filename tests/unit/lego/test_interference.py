@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lego.compare import compare
 from lego.effective import effective_weights
 from lego.interference import interference
 from lego.tables import grid, short
-from tests.conftest import make_adapter, mixed_adapters
+from tests.conftest import half_pair, make_adapter, mixed_adapters, write_peft
 
 
 def one_unit(name: str, a: list[float], b: list[float], scale: float = 1.0) -> Adapter:
@@ -119,6 +120,18 @@ def test_a_merge_is_recognised_by_the_hashes_of_its_sources() -> None:
     assert "merged: sources not given: a1" in lacking.text()
     assert compare([one, merged]).interference is not None
     assert compare([one, lego.merge([one], method="sum")]).interference is None
+
+
+def test_copies_of_one_file_with_other_scales_are_told_apart_by_name(tmp_path: Path) -> None:
+    """The hash of a file does not see the alpha in the config beside it."""
+    tensors = half_pair("q_proj")
+    folders = [write_peft(tmp_path / name, tensors, lora_alpha=alpha) for name, alpha in (("one", 8), ("twice", 16))]
+    one, twice = (lego.read_adapter(folder) for folder in folders)
+    assert one.sha256 == twice.sha256
+    for adapters in ([one, twice], [twice, one]):
+        for source in adapters:
+            found = compare([*adapters, lego.merge([source], method="sum")])
+            assert float(found.merges[0].fidelity.total().relative_error) < 1e-5
 
 
 def test_tables_fit_a_terminal_and_start_with_the_worst() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import lego
 from lego.fidelity import compare
+from lego.verify import read_report
 from tests.conftest import equal_adapters, make_adapter, mixed_adapters
 from tests.reference import dense_sum
 
@@ -52,6 +55,14 @@ def test_a_target_of_zero() -> None:
     assert float(against_zero.cosine) == 0
     both = compare(*zero, *zero)
     assert (float(both.relative_error), float(both.norm_ratio), float(both.cosine)) == (0, 1, 1)
+
+
+def test_a_report_against_a_target_of_zero_is_read_again(tmp_path: Path) -> None:
+    """JSON has no infinity."""
+    one = make_adapter("one", 1)
+    report = lego.merge_into(tmp_path / "out", [one, one], method="dare_linear", weights=[1, -1])
+    assert report.relative_error == report.per_module[0].norm_ratio == float("inf")
+    assert read_report(tmp_path / "out" / "report.json") == report
 
 
 def test_small_errors_are_seen() -> None:
