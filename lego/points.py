@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lego.adapter import Adapter
+from lego.card import cell
 from lego.errors import AdapterError
 from lego.recipe import Recipe, Source, read_text
-from lego.registry import method
 from lego.report import spread
 from lego.run import merge_opened
 from lego.sources import Fetch, open_sources
-from lego.sweep import Point, Sweep
+from lego.sweep import Point, Sweep, essence
 from lego.verify import read_report
 from lego.write import RECIPE, REPORT
 
@@ -146,15 +146,11 @@ def check_same(point: Point, target: Path) -> None:
     """
     if not (target / RECIPE).is_file():
         raise AdapterError("is in the way: it is no point of a sweep", target, "Choose another folder for the sweep.")
-    if essence(Recipe.read(target / RECIPE)) != essence(point.recipe):
+    there, wanted = Recipe.read(target / RECIPE), point.recipe
+    # What a sweep leaves open was decided by its sources, whose hashes are part of the essence.
+    given = [(there.output.format, wanted.output.format), (there.base_model, wanted.base_model)]
+    if essence(there) != essence(wanted) or any(asked not in (None, made) for made, asked in given):
         raise AdapterError("holds a point of another recipe", target, "Choose another folder, or remove this one.")
-
-
-def essence(recipe: Recipe) -> tuple[Any, ...]:
-    """What decides the result of a recipe whose sources have hashes."""
-    sources = [(source.sha256, source.weight) for source in recipe.sources]
-    parameters = method(recipe.method).validate(recipe.parameters)
-    return recipe.method, parameters, recipe.seed, sources, recipe.output.dtype
 
 
 def scores_of(target: Path, scorer: Scorer) -> Row:
@@ -180,9 +176,10 @@ def line_of(point: Point, target: Path, scores: Row) -> Row:
     """A point's line of the table, from its report."""
     report = read_report(target / REPORT)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    ranks = spread([report.rank_min, report.rank_max])
     return {
         **point.values,
-        "rank": spread([report.rank_min, report.rank_max]),
+        "rank of the merge" if "rank" in point.values else "rank": ranks,
         "relative error": report.relative_error,
         "norm ratio": report.norm_ratio,
         "cosine": report.cosine,
@@ -208,7 +205,7 @@ def markdown(lines: Sequence[Row]) -> str:
     """The table for people."""
     head = list(lines[0])
     rows = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values()] for line in lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+    return "".join(f"| {' | '.join(map(cell, cells))} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
 def write_whole(path: Path, text: str) -> None:

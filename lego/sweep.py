@@ -26,6 +26,7 @@ NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*\.\.\s*({NUMBER})\s*(?:\|\s*({NUMBER})\s*)?")
 MOST = 10_000  # points
 LONGEST = 100  # characters of a point's name
+LARGEST = 1e100  # number of a range; beyond it, or between 0 and one over it, digits would be lost
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,26 @@ def read_sweep(path: Path) -> Sweep:
     """The sweep in a recipe's file; a recipe without lists and ranges is a sweep of one point.
 
     Raises:
-        AdapterError: when the file is no recipe, a range is none, there are too many points, or one of them is not valid.
+        AdapterError: when the file is no recipe, a range is none, there are too many points, one of them is not valid, or two of
+            them are the same merge.
     """
     document = load(read_text(path), path)
     axes = tuple(find_axes(document, path))
     if (count := math.prod(len(axis.values) for axis in axes)) > MOST:
         raise AdapterError(f"has {count:,} points, more than the {MOST:,} allowed", path, "Take larger steps.")
     points = [point_of(document, axes, values, path) for values in itertools.product(*(axis.values for axis in axes))]
+    made: dict[str, str] = {}
+    for point in points:
+        if (other := made.setdefault(repr(essence(point.recipe)), point.name)) != point.name:
+            raise AdapterError(f"{other} and {point.name} are the same merge", path, "Leave out one of the values.")
     return Sweep(axes, tuple(points), path.parent)
+
+
+def essence(recipe: Recipe) -> tuple[Any, ...]:
+    """What decides the tensors of a merge."""
+    sources = [(source.sha256, source.weight) for source in recipe.sources]
+    parameters = method(recipe.method).validate(recipe.parameters)
+    return recipe.method, parameters, recipe.seed, sources, recipe.output.dtype
 
 
 def point_of(document: Any, axes: Sequence[Axis], values: Sequence[Any], where: Path) -> Point:
@@ -87,7 +100,11 @@ def point_of(document: Any, axes: Sequence[Axis], values: Sequence[Any], where: 
     recipe = Recipe.check(document, where, where.parent)
     method(recipe.method).validate(recipe.parameters)
     varied = dict(zip((axis.label for axis in axes), values, strict=True))
-    return Point(point_name(varied), varied, recipe)
+    name = point_name(varied)
+    if all(source.weight == 0 for source in recipe.sources):
+        raise AdapterError(f"all weights are 0 at {name}", where, "Leave 0 out of the weights of one source.")
+    # What a strength was chosen on holds for the recipe as it was.
+    return Point(name, varied, recipe.model_copy(update={"tuned_on": None}) if axes else recipe)
 
 
 def point_name(varied: Mapping[str, Any]) -> str:
@@ -158,6 +175,8 @@ def values_of(value: Any, label: str, where: object) -> tuple[Any, ...] | None:
     if not isinstance(value, str) or not (found := RANGE.fullmatch(value)):
         return None
     first, last, step = (Decimal(text or "1") for text in found.groups())
+    if not all(number == 0 or 1 / LARGEST < number.copy_abs() < LARGEST for number in (first, last, step)):
+        raise AdapterError(f"{label}: the range {value!r} has numbers too large or too small", where)
     if step == 0 or (last - first) * step < 0:
         raise AdapterError(f"{label}: the range {value!r} does not reach its end", where, "Write from..to | step.")
     if (count := int((last - first) / step) + 1) > MOST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,10 +74,15 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Path]:
         path = Path(options.sources[0])
         recipe, folder = Recipe.read(path), path.parent
     else:
+        if recipes := [text for text in options.sources if text.endswith(YAML)]:
+            raise AdapterError("is a recipe, which names its method", recipes[0], "Give it alone, without -m.")
         sources = [source_of(text) for text in options.sources]
         recipe = Recipe.check({"sources": sources, "method": options.method}, "the arguments")
         folder = Path()
-    parameters = recipe.parameters | dict(split_parameter(text) for text in options.parameter)
+    given = [split_parameter(text) for text in options.parameter]
+    if twice := next((name for name, count in Counter(name for name, _ in given).items() if count > 1), None):
+        raise AdapterError(f"parameter {twice!r} is given twice", "-p", "Give one value.")
+    parameters = recipe.parameters | dict(given)
     method(recipe.method).validate(parameters)  # before anything is opened or downloaded
     output = Output(
         format=options.format or recipe.output.format,
@@ -85,7 +91,7 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Path]:
     changes = {"parameters": parameters, "output": output}
     if options.seed is not None:
         changes["seed"] = options.seed
-    if options.parameter:
+    if options.parameter or options.seed is not None:
         changes["tuned_on"] = None  # what was chosen on rows may be another now
     return recipe.model_copy(update=changes), folder
 

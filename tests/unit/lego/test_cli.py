@@ -185,6 +185,9 @@ BAD: list[tuple[Callable[[list[str]], list[str]], str]] = [
     (lambda two: ["-m", "lego", two[0] + "/adapter_config.json"], "adapter_config.json"),
     (lambda two: ["-m", "lego", "--device", "gpu", *two], "no device 'gpu'"),
     (lambda two: two, "no method given"),
+    (lambda two: ["-m", "lego", "-p", "k=2", "-p", "k=3", *two], "parameter 'k' is given twice"),
+    (lambda two: ["-m", "lego", "some.yaml"], "some.yaml: is a recipe, which names its method. Give it alone"),
+    (lambda two: ["-m", "lego", "https://huggingface.co/some/lora"], "is the address of a page"),
     (lambda two: ["nowhere.yaml"], "nowhere.yaml: cannot be read"),
     (lambda two: ["-m", "sum", "--tune-strength", "nowhere.jsonl", *two], "nowhere.jsonl: cannot be read"),
 ]

@@ -19,7 +19,7 @@ from filelock import FileLock
 import lego
 from lego import AdapterError, Recipe
 from lego.__main__ import main
-from lego.points import Scorer, Settings, run_sweep
+from lego.points import Scorer, Settings, markdown, run_sweep
 from lego.sweep import point_name, read_sweep, values_of
 from tests.conftest import half_pair, write_peft
 
@@ -71,6 +71,12 @@ BAD = {
     "{parameters: {strength: 0..1 | 1e-9}}": "1,000,000,001 values, more than 10,000",
     "{parameters: {k: 1..200}, seed: 1..200}": "40,000 points, more than the 10,000 allowed",
     "{parameters: {k: [2, 2]}}": "k has the same value twice",
+    "{parameters: {k: [4, 4.0]}}": "k=4 and k=4.0 are the same merge",
+    "{parameters: {strength: [1, 1.0, 2]}}": "strength=1 and strength=1.0 are the same merge",
+    "{parameters: {k: [2r, 2R]}}": "k=2r and k=2R are the same merge",
+    "{parameters: {strength: 0..1e-400 | 1e-401}}": "numbers too large or too small",
+    "{parameters: {strength: 1e99999999..1e9999999999}}": "numbers too large or too small",
+    "{sources: [{path: one, weight: [1, 0]}, {path: two, weight: [1, 0]}]}": "all weights are 0 at weight-of-one=0",
     "{parameters: {k: [2, none]}}": "number of units",
     "{parameters: {density: [0.5, 1]}}": "has no parameter 'density'",
     "{seed: [a, b]}": "seed takes a whole number, not 'a'",
@@ -150,6 +156,28 @@ def test_a_sweep_makes_what_single_merges_make(
     assert main(["verify", str(out / rows[0]["folder"])]) == 0
 
 
+def test_the_table_keeps_a_rank_that_was_asked_for(sources: list[Path], tmp_path: Path) -> None:
+    path = write(tmp_path, method="svd", parameters={"rank": [2, "2r"]})
+    assert main(["sweep", str(path), "-o", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    made = ["–".join(map(str, lego.read_adapter(tmp_path / "out" / row["folder"]).ranks)) for row in rows]
+    assert [row["rank"] for row in rows] == ["2", "2r"]
+    assert [row["rank of the merge"] for row in rows] == made
+
+
+def test_a_name_with_a_bar_stays_in_its_cell() -> None:
+    assert markdown([{"weight of a|b": 1}]) == "| weight of a\\|b |\n| --- |\n| 1 |\n"
+
+
+def test_a_sweep_of_a_tuned_recipe_was_tuned_on_nothing(tmp_path: Path) -> None:
+    tuned = {"rows": "0" * 64, "count": 3, "base": "some/base"}
+    path = write(tmp_path, tuned_on=tuned, parameters={"strength": [0.5, 1]})
+    assert [point.recipe.tuned_on for point in read_sweep(path).points] == [None, None]
+    alone = read_sweep(write(tmp_path, tuned_on=tuned)).points[0].recipe.tuned_on
+    assert alone is not None
+    assert alone.count == 3
+
+
 def test_a_recipe_without_axes_is_one_point(sources: list[Path], tmp_path: Path) -> None:
     assert main(["sweep", str(write(tmp_path)), "-o", str(tmp_path / "out"), "--json"]) == 0
     assert (tmp_path / "out" / "point" / "recipe.yaml").is_file()
@@ -173,14 +201,17 @@ def test_what_is_done_is_not_done_again(sources: list[Path], tmp_path: Path) -> 
     assert len(after) == 3
 
 
-@pytest.mark.parametrize("change", ["a parameter", "a source's file"])
+@pytest.mark.parametrize("change", ["a parameter", "a source's file", "the format", "the base"])
 def test_points_of_another_recipe_are_refused(
     sources: list[Path], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
     assert main(["sweep", str(write(tmp_path, seed=[0, 1])), "-o", out]) == 0
-    if change == "a parameter":
-        path = write(tmp_path, seed=[0, 1], parameters={"k": 2})
+    fields: dict[str, dict[str, object]] = {
+        "a parameter": {"parameters": {"k": 2}}, "the format": {"output": {"format": "kohya"}}, "the base": {"base_model": "a/b"}
+    }  # fmt: skip
+    if change in fields:
+        path = write(tmp_path, seed=[0, 1], **fields[change])
     else:
         path = write(tmp_path, seed=[0, 1])
         write_peft(sources[0], half_pair(LAYERS[0], seed=9))
