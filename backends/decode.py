@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from backends.bases import TextBase
@@ -18,7 +18,8 @@ from backends.detokenise import Detokeniser
 from backends.errors import BaseError
 from backends.memory import out_of_memory, release, rows_at_once
 from backends.sampling import Sampling, choose
-from mole.live import Live
+from backends.variants import Variant, routes_of
+from mole.gated import Gated
 
 KEEP_ABOVE = 0.8
 """Ended rows leave the batch when at most this share of it goes on: leaving costs a copy of the cache."""
@@ -56,9 +57,9 @@ class Row:
 
 def decode(
     base: TextBase,
-    live: Live,
+    live: Gated,
     rows: Sequence[Row],
-    weights: Mapping[str, Float[Tensor, "variants units"]],
+    variants: Sequence[Variant],
     sampling: Sampling,
     stop: threading.Event,
 ) -> Iterator[None]:
@@ -68,7 +69,7 @@ def decode(
         base: the model.
         live: the pool beside it.
         rows: in the order they should run; they are filled in place.
-        weights: of the variants, from `LivePool.row_weights`.
+        variants: which the rows name by number.
         sampling: how tokens are chosen.
         stop: looked at before every step.
 
@@ -79,7 +80,7 @@ def decode(
     while waiting and not stop.is_set():
         batch = waiting.popleft()
         try:
-            yield from _run(base, live, batch, weights, sampling, stop)
+            yield from _run(base, live, batch, variants, sampling, stop)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -101,20 +102,22 @@ def split(base: TextBase, rows: Sequence[Row]) -> list[list[Row]]:
 
 def _run(
     base: TextBase,
-    live: Live,
+    live: Gated,
     rows: list[Row],
-    weights: Mapping[str, Tensor],
+    variants: Sequence[Variant],
     sampling: Sampling,
     stop: threading.Event,
 ) -> Iterator[None]:
     batch = rows
-    which = torch.tensor([row.variant for row in batch])
-    live.set_rows({module: given[which] for module, given in weights.items()})
+    shown = [variants[row.variant] for row in batch]
+    live.set_rows(live.pool.row_weights([variant.weighting for variant in shown]), routes_of(base, shown))
     ends = end_tokens(base)
     ids, mask = pad_left([row.ids + row.made.ids for row in batch], base.device)
+    prompt: Tensor | None = read_by_gates(mask, [len(row.made.ids) for row in batch])
     step = Step(base)
     while not stop.is_set():
-        logits = step(live, ids, mask)
+        logits = step(live, ids, mask, prompt)
+        prompt = None  # gates keep what they chose
         prompts, steps = [row.prompt for row in batch], [len(row.made.ids) for row in batch]
         chosen = choose(logits, sampling, prompts, steps).tolist()
         for row, token in zip(batch, chosen, strict=True):
@@ -143,13 +146,16 @@ class Step:
         self.cache: Any = new_cache(base)
         self._padded: bool | None = None
 
-    def __call__(self, live: Live, ids: Tensor, mask: Tensor) -> Float[Tensor, "rows vocab"]:
+    def __call__(
+        self, live: Gated, ids: Tensor, mask: Tensor, prompt: Bool[Tensor, "rows new"] | None = None
+    ) -> Float[Tensor, "rows vocab"]:
         """Logits of the last position, in fp32.
 
         Args:
             live: in effect during this pass only, under the base's lock, so that others can take turns.
             ids: the new tokens (rows, new).
             mask: 1 for every token so far, 0 for padding (rows, all).
+            prompt: which of the new tokens gates read; None where they have read already.
 
         Raises:
             BaseError: when the model keeps no cache of keys and values.
@@ -164,7 +170,7 @@ class Step:
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        out = forward(self.base, live, **arguments)
+        out = forward(self.base, live, prompt, **arguments)
         self.cache = out.get("past_key_values")
         if self.cache is None:
             raise BaseError("keeps no cache of keys and values", self.base.info.id, "Choose an attention-based model.")
@@ -176,9 +182,17 @@ class Step:
             self.cache.batch_select_indices(rows)
 
 
-def forward(base: TextBase, live: Live, **arguments: Any) -> Any:
-    """One forward pass with those of the arguments that the model knows; nobody else can use the model meanwhile."""
+def forward(base: TextBase, live: Gated, prompt: Bool[Tensor, "rows new"] | None, **arguments: Any) -> Any:
+    """One forward pass with those of the arguments that the model knows; nobody else can use the model meanwhile.
+
+    Args:
+        base: the model.
+        live: the pool beside it, in effect during this pass.
+        prompt: which of the tokens gates read; None in a pass that no gate reads.
+        arguments: of the model.
+    """
     known = {name: value for name, value in arguments.items() if name in base.accepts}
+    live.prompt = prompt
     with base.lock, torch.inference_mode(), base.packed or nullcontext(), live:
         return base.model(**known)
 
@@ -196,6 +210,12 @@ def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[
     ids = torch.tensor([[0] * (width - len(s)) + list(s) for s in sequences], device=device)
     mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
     return ids, mask
+
+
+def read_by_gates(mask: Int[Tensor, "rows tokens"], answered: Sequence[int]) -> Bool[Tensor, "rows tokens"]:
+    """Which tokens gates read: the prompts', neither padding nor the answers at the rows' ends."""
+    from_end = torch.arange(mask.shape[1] - 1, -1, -1, device=mask.device)
+    return mask.bool() & (from_end >= torch.tensor(list(answered), device=mask.device)[:, None])
 
 
 def end_tokens(base: TextBase) -> set[int]:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 
 from backends.bases import TextBase
+from mole.memory import out_of_memory, release
+
+__all__ = ["out_of_memory", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
@@ -49,15 +52,3 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return min(CPU_BYTES, psutil.virtual_memory().available // 4)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, whatever the device."""
-    told = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "not enough memory" in told
-
-
-def release(device: torch.device) -> None:
-    """Give cached blocks back, so that the next batch finds one piece of memory."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

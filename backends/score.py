@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from backends.bases import TextBase
-from backends.decode import end_tokens, forward, new_cache, pad_left
+from backends.decode import end_tokens, forward, new_cache, pad_left, read_by_gates
 from backends.errors import BaseError
 from backends.memory import out_of_memory, release, rows_at_once
-from backends.variants import Variant, context_length, encode, pool_of
+from backends.variants import Variant, context_length, encode, pool_of, routes_of
 from lego.errors import AdapterError
-from mole.live import Live
+from mole.gated import Gated
 
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "tasks"
 TOKENS_AT_ONCE = {"cpu": 512}
@@ -77,7 +77,8 @@ class Example:
 class Scored:
     """One variant on its way through the rows."""
 
-    live: Live
+    variant: Variant
+    live: Gated
     prefix: Any = None
     nll: float = 0.0
     tokens: int = 0
@@ -108,7 +109,7 @@ def score(
     The answer is fed in (teacher-forced). Where every answer token and the end token after it is the most likely one, greedy
     decoding gives exactly the answer, token for token; so the exact share is that of greedy decoding at a fraction of its cost.
     (The same letters spelt with other tokens count as wrong.) What the prompts have in common at their beginning, as the system
-    message and the question's wording, is run once for each variant.
+    message and the question's wording, is run once for each variant; gates read whole prompts, so a gated variant runs them whole.
 
     Args:
         base: the model.
@@ -129,9 +130,9 @@ def score(
         raise AdapterError("nothing to score", None, "Give at least one variant and one row.")
     examples = [encode_row(base, number, row, chat, system) for number, row in enumerate(rows)]
     pool = pool_of(base, variants)
-    found = [Scored(Live(base.model, pool)) for _ in variants]
-    for scored, variant in zip(found, variants, strict=True):
-        scored.live.set_rows(pool.row_weights([variant.weighting]))
+    found = [Scored(variant, Gated(base.model, pool)) for variant in variants]
+    for scored in found:
+        scored.live.set_rows(pool.row_weights([scored.variant.weighting]))
     shared = common_prefix([example.prompt for example in examples])
     names = tuple(variant.name for variant in variants)
     for batch in batches(base, examples, shared):
@@ -228,12 +229,20 @@ def run(base: TextBase, scored: Scored, batch: list[Example], shared: int) -> No
 
 def answer_logits(base: TextBase, scored: Scored, batch: Sequence[Example], shared: int) -> Tensor:
     """Logits (rows, positions, vocab) that predict the batch's answers, ending with the end token's."""
+    prompt = None
+    if scored.variant.weighting.gates:
+        shared, same = 0, [scored.variant] * len(batch)
+        scored.live.set_rows(scored.live.pool.row_weights([each.weighting for each in same]), routes_of(base, same))
     if shared and scored.prefix is None:
         prefix = torch.tensor([batch[0].prompt[:shared]], device=base.device)
         scored.prefix = new_cache(base)
-        forward(base, scored.live, input_ids=prefix, past_key_values=scored.prefix, use_cache=True, logits_to_keep=1)
+        forward(
+            base, scored.live, None, input_ids=prefix, past_key_values=scored.prefix, use_cache=True, logits_to_keep=1
+        )
     sequences = [example.prompt[shared:] + example.answer[:-1] for example in batch]
     ids, mask = pad_left(sequences, base.device)
+    if scored.live.routes:
+        prompt = read_by_gates(mask, [len(example.answer) - 1 for example in batch])
     mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, shared:]
     cache = None
@@ -243,7 +252,7 @@ def answer_logits(base: TextBase, scored: Scored, batch: Sequence[Example], shar
             cache.batch_repeat_interleave(len(batch))
     kept = max(len(example.answer) for example in batch)
     out = forward(
-        base, scored.live, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+        base, scored.live, prompt, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
         use_cache=cache is not None, logits_to_keep=kept,
     )  # fmt: skip
     return out["logits"][:, -kept:]

@@ -15,7 +15,7 @@ from backends.sampling import Sampling
 from backends.score import Scores, score, tasks
 from backends.variants import Variant, context_length, encode, pool_of
 from lego.errors import AdapterError
-from mole.live import Live
+from mole.gated import Gated
 
 __all__ = ["Grid", "Sampling", "Scores", "Variant", "generate", "score", "tasks"]
 
@@ -71,9 +71,7 @@ def generate(
         raise AdapterError("nothing to generate", None, "Give at least one variant and one prompt.")
     rows = rows_of(base, len(variants), prompts, sampling)
     pool = pool_of(base, variants)
-    live = Live(base.model, pool)
-    weights = pool.row_weights([variant.weighting for variant in variants])
-    for _ in decode(base, live, rows, weights, sampling, stop):
+    for _ in decode(base, Gated(base.model, pool), rows, variants, sampling, stop):
         yield grid_of(rows, len(variants), len(prompts), time.perf_counter() - start)
 
 

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from backends import library
+from backends import gates, library
 from backends.bases import TextBase
 from backends.errors import BaseError
 from lego import Adapter
+from mole.gated import Route
 from mole.live import LivePool, Weighting
 
 KEPT = 3
@@ -56,6 +57,23 @@ def pool_of(base: TextBase, variants: Sequence[Variant]) -> LivePool:
         while len(_pools) > KEPT:
             _pools.popitem(last=False)
     return made
+
+
+def routes_of(base: TextBase, shown: Sequence[Variant]) -> list[Route]:
+    """The routes of a batch: rows of one variant share gates and mask.
+
+    Args:
+        base: on which the gates must have been trained.
+        shown: the variant of each row.
+
+    Raises:
+        AdapterError: when there are no such gates, they do not fit, or their mask leaves nothing.
+    """
+    rows: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for row, variant in enumerate(shown):
+        if variant.weighting.gates:
+            rows.setdefault((variant.weighting.gates, variant.weighting.masked), []).append(row)
+    return [Route(gates.loaded(base, key), found, masked) for (key, masked), found in rows.items()]
 
 
 def in_memory(key: str) -> Adapter:

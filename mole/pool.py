@@ -20,10 +20,14 @@ class Weighting:
     Attributes:
         adapters: (adapter's key in the pool, weight on its units); an adapter that is not named has weight 0.
         muted: units that get weight 0 all the same: (adapter's key, module, index of the unit within that adapter).
+        gates: key of the gates that multiply these weights, sample by sample (MoLE); None for weights as they are.
+        masked: experts that the gates leave out.
     """
 
     adapters: tuple[tuple[str, float], ...] = ()
     muted: frozenset[tuple[str, str, int]] = frozenset()
+    gates: str | None = None
+    masked: tuple[str, ...] = ()
 
 
 class LivePool:
@@ -94,6 +98,10 @@ class LivePool:
     def owners(self, module: str) -> list[str]:
         """The adapters that have units in a module, in the order of their units."""
         return list(self._slices[module])
+
+    def owner_of_units(self, module: str) -> list[str]:
+        """The adapter of each unit of a module."""
+        return [key for key, part in self._slices[module].items() for _ in range(part.stop - part.start)]
 
     @property
     def nbytes(self) -> int:
