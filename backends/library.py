@@ -39,7 +39,7 @@ class Entry:
         name: short, as in file names.
         title: for people.
         source: ``built-in``, ``folder``, ``hub`` or ``merge``.
-        path: its folder.
+        path: its folder, or the single file that it is.
         card: front matter of its README.md.
         ranks: the different ranks of its modules, ascending.
         alpha: as its config says, for people.
@@ -89,7 +89,7 @@ def builtin() -> list[Entry]:
 
 
 def add_folder(path: str | Path) -> Entry:
-    """Add an adapter from a local folder.
+    """Add an adapter from a local folder or a single file.
 
     Raises:
         AdapterError: when it is not a LoRA that can be taken apart; with the reason.

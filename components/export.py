@@ -15,7 +15,9 @@ from components import comparison
 from components.comparison import Comparison
 from components.making import slug
 from components.theme import css
-from lego import AdapterError
+from lego.formats import peft
+from lego.formats.opening import inside
+from lego.write import RECIPE, REPORT
 
 
 def folder() -> Path:
@@ -41,21 +43,24 @@ def _once(target: Path, write: Callable[[Path], None]) -> Path:
 
 
 def adapter_zip(key: str, name: str) -> Path:
-    """An adapter of the library as a zip of its PEFT folder: weights, config, card, and the recipe of a merge.
+    """An adapter of the library as a zip: its weights; of a folder config, card, recipe and report too, and nothing else in it.
 
     Raises:
-        AdapterError: when the adapter has no folder.
+        AdapterError: when its files have changed or gone since it was added.
     """
-    source = library.entry(key).path
-    if source is None or not Path(source).is_dir():
-        raise AdapterError("has no files to download", name)
+    adapter = library.get(key)
+    assert adapter.path is not None
+    assert adapter.weights_file is not None
+    files = [adapter.weights_file]
+    if adapter.path.is_dir():
+        beside = [inside(adapter.path, file) for file in (peft.CONFIG, peft.CARD, RECIPE, REPORT)]
+        files += [file for file in beside if file.is_file()]
     called = slug(name) or "adapter"
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(Path(source).iterdir()):
-                if file.is_file():
-                    archive.write(file, f"{called}/{file.name}")
+            for file in files:
+                archive.write(file, f"{called}/{file.name}")
 
     return _once(folder() / key / f"{called}.zip", write)
 

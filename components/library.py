@@ -17,6 +17,8 @@ from components.session import MAX_PICKS, Session
 from components.shelf import checked_base, entry_of, local
 from lego import AdapterError
 
+LAYOUTS = "A LoRA of PEFT, or a single .safetensors file of diffusers or kohya."
+FILES = "adapter_model.safetensors with its adapter_config.json, or a single .safetensors file of diffusers or kohya"
 CARDS_SCRIPT = """
 const keyOf = (event) => event.target.closest('[data-key]')?.dataset.key;
 element.addEventListener('click', (event) => {
@@ -58,16 +60,15 @@ def create() -> LibraryTab:
     shown = gr.HTML(fragments.progress("Reading the library", None), js_on_load=CARDS_SCRIPT, label="Adapters")
     with gr.Accordion("Add adapters", open=False), gr.Row():
         with gr.Column(min_width=260):
-            hub = gr.Textbox(label="Hub id", placeholder="owner/name", info="A LoRA in PEFT's layout.", max_length=200)
+            hub = gr.Textbox(label="Hub id", placeholder="owner/name", info=LAYOUTS, max_length=200)
             hub_add = gr.Button("Add from the hub")
         with gr.Column(min_width=260, visible=local()):
-            info = "Holds adapter_config.json."
-            folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=info, max_length=1000)
+            folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=LAYOUTS, max_length=1000)
             folder_add = gr.Button("Add the folder")
         with gr.Column(min_width=260):
             kinds = [".safetensors", ".json", ".md"]
             files = gr.File(label="Adapter files", file_count="multiple", file_types=kinds, height=150)
-            gr.HTML(fragments.subtle("adapter_model.safetensors and adapter_config.json"))
+            gr.HTML(fragments.subtle(FILES))
             files_add = gr.Button("Add the files")
     return LibraryTab(base, shown, hub, hub_add, folder, folder_add, files, files_add)
 
@@ -103,7 +104,7 @@ def _added(session: Session, entry: Entry) -> Session:
 
 @told
 def open_folder(path: str) -> str:
-    """Read an adapter from a local folder; refused where visitors are not on this machine."""
+    """Read an adapter from a local folder or file; refused where visitors are not on this machine."""
     if not local():
         raise AdapterError("local folders are not opened here", None, "Upload the files instead.")
     if not path.strip():

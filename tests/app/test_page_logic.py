@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 import lego
-from components import compare, comparison, controls, endpoints, figures, fragments, library, making, shelf
+from backends import library as lego_library
+from components import compare, comparison, controls, endpoints, export, figures, fragments, library, making, shelf
 from components.session import MAX_PICKS, Column, Made, Muted, Pick, Session, columns
 from lego import AdapterError
 from mole.live import Weighting
+from tests.conftest import half_pair, write_peft
 
 
 def session(*names: str) -> Session:
@@ -145,6 +150,45 @@ def test_names_become_harmless_file_names(name: str) -> None:
     assert "/" not in made
     assert not made.startswith(".")
     assert len(made) <= making.NAME_LIMIT
+
+
+def downloaded(file: Path) -> set[str]:
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        return set(archive.namelist())
+
+
+def test_a_single_file_can_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    down, up = half_pair("m").values()
+    style = tmp_path / "loras" / "style.safetensors"
+    style.parent.mkdir()
+    save_file({"unet.conv_in.lora_A.weight": down, "unet.conv_in.lora_B.weight": up}, style)
+    (tmp_path / "loras" / "another.safetensors").write_bytes(b"not this one")
+    entry = lego_library.entry(library.open_folder(str(style)))
+    file = export.adapter_zip(entry.key, "My style")
+    assert downloaded(file) == {"My-style/style.safetensors"}
+    with zipfile.ZipFile(file) as archive:
+        assert archive.read("My-style/style.safetensors") == style.read_bytes()
+
+
+def test_only_the_adapters_own_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    folder = write_peft(tmp_path / "mine", half_pair("m", seed=3))
+    (folder / "README.md").write_text("# Mine")
+    (folder / "optimizer.pt").write_bytes(b"large")
+    (folder / "secret.txt").symlink_to("/etc/passwd")
+    file = export.adapter_zip(library.open_folder(str(folder)), "mine")
+    wanted = ("README.md", "adapter_config.json", "adapter_model.safetensors")
+    assert downloaded(file) == {f"mine/{name}" for name in wanted}
+
+
+def test_the_library_says_what_it_takes() -> None:
+    with gr.Blocks() as page:
+        tab = library.create()
+    told = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
+    hint = next(text for text in told if "adapter_model.safetensors" in text)
+    assert all("diffusers or kohya" in text for text in (tab.hub.info, tab.folder.info, hint))
 
 
 def test_local_folders_are_closed_on_a_space(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
