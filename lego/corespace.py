@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lego.lowrank import NUMERICAL_RANK, exact_gram
+from lego.lowrank import NUMERICAL_RANK, even, exact_gram
 from lego.units import Pool
 
 
@@ -35,6 +35,15 @@ def basis(
     there = torch.arange(q, device=values.device) < live.sum(1, keepdim=True)
     left = inverse[:, :, None] * vectors * inverse_root[:, None] @ (turn[:, :, :q] * there[:, None])
     return columns @ left.to(columns.dtype), (values[:, :q] * there)[:, :, None] * right[:, :q]
+
+
+def out_of_core(
+    left: Float[Tensor, "modules d_out p"],
+    merged: Float[Tensor, "modules p q"],
+    right: Float[Tensor, "modules q d_in"],
+) -> tuple[Float[Tensor, "modules k d_in"], Float[Tensor, "modules d_out k"]]:
+    """``left @ merged @ right`` as factors (down, up) of rank k = min(p, q), each unit's halves equally long."""
+    return even(merged @ right, left) if left.shape[2] < right.shape[1] else even(right, left @ merged)
 
 
 def core_space(

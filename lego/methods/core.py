@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lego.corespace import core_space
-from lego.lowrank import even
+from lego.corespace import core_space, out_of_core
 from lego.registry import Merged, merge_method
 from lego.rules import ChosenRule, Kept, Rule, source_weights
 from lego.units import Pool
@@ -20,4 +19,4 @@ def core(pool: Pool, *, rule: ChosenRule = "ties", density: Kept = 0.5) -> Merge
     """Apply a rule to small matrices: the updates in one pair of bases that holds all of them without loss."""
     left, cores, right = core_space(pool)
     merged = Rule(rule, density).merge(pool, [core.float() for core in cores], source_weights(pool))
-    return even(right, left @ merged)
+    return out_of_core(left, merged, right)

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from lego.corespace import core_space
-from lego.lowrank import even
+from lego.corespace import core_space, out_of_core
 from lego.registry import Merged, Rank, merge_method, resolve_rank
 from lego.rules import ChosenRule, Kept, Rule, source_weights
 from lego.units import Pool
@@ -51,7 +50,7 @@ def ctm(
     u, v = shared_subspaces(stack * (wanted / norms.clamp_min(1e-30)), resolve_rank(rank, pool))
     coordinates = [(u.mT @ core @ v).float() for core in cores]
     merged = Rule(rule, density).merge(pool, coordinates, source_weights(pool))
-    return even(v.mT.float() @ right, left @ (u.float() @ merged))
+    return out_of_core(left @ u.float(), merged, v.mT.float() @ right)
 
 
 def shared_subspaces(

@@ -173,6 +173,15 @@ def test_ctm_of_full_rank_loses_nothing() -> None:
         close(merged, module, dense_sum(adapters, weights, module))
 
 
+@everywhere
+@pytest.mark.parametrize(("method", "parameters"), [("core", {}), ("ctm", {"rank": "all"})])
+def test_no_more_units_than_the_update_has_dimensions(
+    adapters: list[Adapter], weights: list[float], method: str, parameters: dict
+) -> None:
+    merged = lego.merge(adapters, method=method, weights=weights, **parameters)
+    assert all(spec.rank <= min(spec.d_in, spec.d_out) for spec in merged.modules.values())
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
