@@ -212,10 +212,12 @@ def interference(
         seed: of the choice of rows.
 
     Raises:
-        AdapterError: for fewer than two adapters, or weights or adapters that cannot be used together.
+        AdapterError: for fewer than two adapters, no rows, or weights or adapters that cannot be used together.
     """
     if len(adapters) < 2:
         raise AdapterError("interference is between adapters", None, "Give at least two.")
+    if rows < 1:
+        raise AdapterError(f"sign conflicts cannot be estimated from {rows} rows", None, "Give at least one.")
     parts: dict[str, dict[str, np.ndarray]] = {}
     for pool in pools(adapters, weights, seed):
         measured = {**products(pool, len(adapters)), **signs(pool, len(adapters), rows)}

@@ -128,6 +128,8 @@ def unit_map(
         AdapterError: when the modules' units have different lengths, or there are none, as where all weights are 0.
     """
     asked = resolve(adapters, modules) if isinstance(modules, str) else list(modules)
+    if not asked:
+        raise AdapterError("no modules are given", None, "Choose at least one.")
     names = module_names(adapters, weights)
     wanted = [module for module in asked if module in names] or asked
     shapes = {signature(adapters, weights or [1.0] * len(adapters), module)[0][:2] for module in wanted}

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Integral
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from lego.registry import method as find_method
 from lego.report import MergeReport, SourceReport, licence_of, module_reports, source_norms, warnings_of
 from lego.threads import one_thread
 from lego.units import Pool, Whole, groups, module_names, pool, signature
-from lego.weights import Weight, check_weights, weight_at
+from lego.weights import Weight, check_weights, weighs, weight_at
 
 VERSION = "0.1.0"
 
@@ -101,15 +102,16 @@ class Merging:
         parameters: Mapping[str, Any],
     ) -> None:
         self.start = time.perf_counter()
-        self.method, self.seed = find_method(method), seed
+        self.method, self.seed = find_method(method), check_seed(seed)
         self.parameters = self.method.validate(parameters)
         self.adapters, self.weights = list(adapters), check_weights(adapters, weights)
         self.device = check_device(device)
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.modules = module_names(adapters, self.weights)
         self.name = name or f"{method}-" + "-".join(adapter.name for adapter in adapters)
-        self.base_model = next((a.base_model for a in adapters if a.base_model), None)
-        self.config = shared_config(adapters)
+        used = [a for a, weight in zip(self.adapters, self.weights, strict=True) if weighs(a, weight)]
+        self.base_model = next((a.base_model for a in used if a.base_model), None)
+        self.config = shared_config(used)
         self.fidelity: list[Fidelity] = []
         self.lines: list[tuple[str, int, int]] = []  # module, units, merged rank
         self.norms = torch.zeros(len(self.adapters), dtype=torch.float64)
@@ -279,19 +281,32 @@ def place_of(adapter: Adapter) -> dict[str, str]:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """A device that is there.
+    """A device that is there and knows fp64, which Apple's does not.
 
     Raises:
-        AdapterError: when torch does not know it or the machine has none.
+        AdapterError: when torch does not know it, the machine has none, or it computes in fp32 only.
     """
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros(1, dtype=torch.float64, device=found))
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise AdapterError(
-            f"there is no device {str(device)!r} here", None, "Use cpu, or cuda on a machine with a GPU."
+            f"there is no device {str(device)!r} here that computes in fp64",
+            None,
+            "Use cpu, or cuda on a machine with a GPU.",
         ) from error
     return found
+
+
+def check_seed(seed: int) -> int:
+    """A whole number.
+
+    Raises:
+        AdapterError: for anything else.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise AdapterError(f"the seed must be a whole number, not {seed!r}")
+    return int(seed)
 
 
 def check_pool(pool: Pool, adapters: Sequence[Adapter]) -> None:

@@ -145,6 +145,11 @@ class Method:
         Raises:
             AdapterError: for an unknown name or a value outside what the parameter takes.
         """
+        for parameter in self.parameters:
+            if isinstance(given.get(parameter.name), bool) and parameter.type != "bool":
+                raise AdapterError(
+                    f"parameter {parameter.name}: yes and no are no {parameter.type}", f"method {self.name}"
+                )
         try:
             return self.schema.model_validate(dict(given)).model_dump()
         except ValidationError as error:

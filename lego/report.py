@@ -13,7 +13,7 @@ from lego.adapter import Adapter, natural_order
 from lego.fidelity import Fidelity
 from lego.registry import Method
 from lego.units import Pool
-from lego.weights import Weight, shown, weight_at
+from lego.weights import Weight, shown, weighs
 
 # A share of ‖D‖: infinite against a D of zero, for which JSON has no word but null.
 Share = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
@@ -124,8 +124,8 @@ def warnings_of(adapters: Sequence[Adapter], weights: Sequence[Weight], every: F
     """What the maker of a merge should know and would not see."""
     found = []
     pairs = list(zip(adapters, weights, strict=True))
-    used = [adapter for adapter, weight in pairs if any(weight_at(weight, module) for module in adapter.modules)]
-    if idle := [adapter.name for adapter in adapters if adapter not in used]:
+    used = [adapter for adapter, weight in pairs if weighs(adapter, weight)]
+    if idle := [adapter.name for adapter, weight in pairs if not weighs(adapter, weight)]:
         found.append(f"weight 0, so not in the merge: {', '.join(idle)}")
     if len(bases := dict.fromkeys(adapter.base_model for adapter in used if adapter.base_model)) > 1:
         found.append(

@@ -28,6 +28,11 @@ def weight_at(weight: Weight, module: str) -> float:
     return next((value for pattern, value in reversed(list(weight.items())) if matches(pattern, module)), 1.0)
 
 
+def weighs(adapter: Adapter, weight: Weight) -> bool:
+    """Whether an adapter is in the merge: its weight is not 0 in all of its modules."""
+    return any(weight_at(weight, module) for module in adapter.modules)
+
+
 def check_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[Weight]:
     """One weight for each adapter, 1 when none are given.
 
@@ -42,7 +47,7 @@ def check_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | None)
     if len(weights) != len(adapters):
         raise AdapterError(f"{len(weights)} weights for {len(adapters)} adapters", None, "Give one weight for each.")
     found = [check_weight(weight, adapter) for weight, adapter in zip(weights, adapters, strict=True)]
-    if not any(weight_at(w, module) for w, adapter in zip(found, adapters, strict=True) for module in adapter.modules):
+    if not any(map(weighs, adapters, found)):
         raise AdapterError("all weights are 0, so there is nothing to merge")
     return found
 

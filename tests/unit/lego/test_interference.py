@@ -157,5 +157,7 @@ def test_tables() -> None:
 def test_bad_input() -> None:
     with pytest.raises(AdapterError, match="weights for"):
         interference(mixed_adapters(), [1, 2])
+    with pytest.raises(AdapterError, match="from 0 rows"):
+        interference(mixed_adapters(), rows=0)
     with pytest.raises(AdapterError, match="shape"):
         compare([one_unit("one", [1, 0], [1, 0]), one_unit("other", [1, 0, 0], [1, 0])])

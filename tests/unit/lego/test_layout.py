@@ -93,6 +93,8 @@ def test_what_cannot_be_mapped() -> None:
     adapters = mixed_adapters()
     with pytest.raises(AdapterError, match="different lengths"):
         unit_map(adapters, ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"])
+    with pytest.raises(AdapterError, match="no modules are given"):
+        unit_map(adapters, [])
     with pytest.raises(AdapterError, match="no picked adapter has"):
         unit_map(adapters, "o_proj")
     assert resolve(adapters, Q) == [Q]

@@ -164,9 +164,40 @@ def test_forms_survive_and_must_agree() -> None:
     assert lego.merge([tokens], method="sum").modules["m"].embedding
 
 
-def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(AdapterError, match="no device 'nonsense'"):
-        lego.merge(equal_adapters(2), device="nonsense")
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(AdapterError, match=f"no device '{device}'"):
+        lego.merge(equal_adapters(2), device=device)
+
+
+def test_a_device_without_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(*_: object, **__: object) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(AdapterError, match="no device 'cpu' here that computes in fp64"):
+        lego.merge(equal_adapters(2), device="cpu")
+
+
+def test_what_weighs_nothing_names_nothing() -> None:
+    """Neither its base nor its config, which then need not agree with those of the others."""
+    one, other = equal_adapters(2)
+    one.base_model, other.base_model = "one/base", "other/base"
+    one.config, other.config = {"task_type": "SEQ_CLS"}, {"task_type": "CAUSAL_LM"}
+    merged = lego.merge([one, other], weights=[{"*": 0}, 1])
+    assert (merged.base_model, merged.config) == ("other/base", other.config)
+    assert merged.report.warnings == ["weight 0, so not in the merge: adapter0"]
+    assert "weight 0" in lego.merge([one, one], weights=[1, 0]).report.warnings[0]
+
+
+def test_numpys_seeds_are_seeds() -> None:
+    assert lego.merge(equal_adapters(2), seed=np.int64(3)).recipe.seed == 3
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, None, True])
+def test_seeds_that_are_none(seed: object) -> None:
+    with pytest.raises(AdapterError, match="the seed must be a whole number"):
+        lego.merge(equal_adapters(2), seed=seed)
 
 
 def test_the_source_that_is_not_finite_is_named() -> None:
