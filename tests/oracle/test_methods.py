@@ -107,6 +107,35 @@ def test_the_vote_counts_weights_where_asked(adapters: list[Adapter], weights: l
 
 
 @everywhere
+@pytest.mark.parametrize("method", ["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"])
+def test_factors_of_any_ranks(adapters: list[Adapter], weights: list[float], method: str) -> None:
+    """A with A and B with B where PEFT refuses: each trimmed or dropped by itself, then padded with zero units."""
+    parameters = {} if method == "linear" else {"density": 0.6}
+    merged = lego.merge(adapters, method=method, weights=weights, seed=3, **parameters)
+    for module in merged.modules:
+        draw, halves = drops(adapters, weights, module), []
+        used = {j: adapters[j][module] for j in updates(adapters, weights, module)}
+        strengths = {j: weights[j] * factors.scale for j, factors in used.items()}
+        for half in "AB":
+            sparse = {j: (f.down if half == "A" else f.up).double().numpy() for j, f in used.items()}
+            for j, tensor in sparse.items():
+                if "dare" in method:
+                    tensor = tensor * (draw(f"{half}{j}", tensor.shape) < 0.6) / 0.6
+                elif method != "linear":
+                    tensor = ties_entries([tensor], [1.0], 0.6)
+                more = max(f.rank for f in used.values()) - used[j].rank
+                sparse[j] = np.pad(tensor, ((0, more), (0, 0)) if half == "A" else ((0, 0), (0, more)))
+            roots = {j: abs(s) ** 0.5 * (np.sign(s) if half == "A" else 1) for j, s in strengths.items()}
+            rule = ties_entries if method.endswith("ties") else weighted_sum
+            halves.append(rule(list(sparse.values()), list(roots.values()), 1.0))
+        close(merged, module, halves[1] @ halves[0], 1e-4)
+
+
+def weighted_sum(tensors: list[np.ndarray], weights: list[float], _: float) -> np.ndarray:
+    return np.sum([weight * tensor for weight, tensor in zip(weights, tensors, strict=True)], axis=0)
+
+
+@everywhere
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_core(adapters: list[Adapter], weights: list[float], rule: str) -> None:
     merged = lego.merge(adapters, method="core", weights=weights, rule=rule, density=0.6, seed=3)
