@@ -6,19 +6,19 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from backends import library
-from backends.bases import TextBase
+from backends.bases import TextBase, load_base
 from backends.builtin import home
 from lego import AdapterError
 from mole import checkpoint
 from mole.checkpoint import Base, Expert, Saved
-from mole.gate import Gates
+from mole.gate import BASE, Gates
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
 
@@ -53,6 +53,12 @@ class GateEntry:
     def experts(self) -> tuple[str, ...]:
         """The library's keys of the LoRAs they mix."""
         return tuple(expert.fingerprint[:12] for expert in self.saved.experts)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What a gate chooses from, by name."""
+        names = tuple(expert.name for expert in self.saved.experts)
+        return (*names, BASE) if self.saved.recipe.gates.base_expert else names
 
     def weighting(self, masked: tuple[str, ...] = ()) -> Weighting:
         """The weighting of a gated variant."""
@@ -165,3 +171,34 @@ def _keep(folder: Path, source: str) -> GateEntry:
             return known
         _entries[made.key] = made
     return made
+
+
+def opened(folder: str | Path, base: TextBase | None = None) -> tuple[TextBase, GateEntry]:
+    """Gates from a folder with everything they need: their base loaded, their LoRAs in the library, and what does not fit refused.
+
+    Args:
+        folder: of the gates.
+        base: to run them on; the one they name unless given.
+
+    Raises:
+        AdapterError: when the base or a LoRA cannot be found, or is another.
+    """
+    added = add_folder(folder)
+    for source in added.saved.recipe.sources:
+        library.add_source(source, added.path)
+    base = base or load_base(added.saved.base.id)
+    loaded(base, added.key)
+    return base, added
+
+
+def masked_keys(entry: GateEntry, names: Sequence[str]) -> tuple[str, ...]:
+    """The columns' keys of LoRAs by name; the base expert is called `mole.gate.BASE`.
+
+    Raises:
+        AdapterError: when a name is none of the experts'.
+    """
+    keys = {expert.name: key for expert, key in zip(entry.saved.experts, entry.experts, strict=True)}
+    keys |= {BASE: BASE} if entry.saved.recipe.gates.base_expert else {}
+    if unknown := [name for name in names if name not in keys]:
+        raise AdapterError("is not among the gates' experts", unknown[0], f"They mix: {', '.join(keys)}.")
+    return tuple(keys[name] for name in names)

@@ -22,6 +22,8 @@ from backends import opener
 from backends.builtin import home
 from lego import Adapter, AdapterError, ModuleSpec, merge_into, read_adapter, write_adapter
 from lego.formats import peft
+from lego.recipe import Source
+from lego.sources import checked
 
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
 MERGE_BYTES = 4 * 2**30
@@ -110,6 +112,31 @@ def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = N
     """
     adapter = opener.fetch(repo_id, revision, None if shapes is None else lambda found: misfit(found.modules, shapes))
     return _keep(adapter, "hub", origin=adapter.origin)
+
+
+def add_source(source: Source, folder: Path, shapes: Shapes | None = None) -> Entry:
+    """Add an adapter that a gate recipe names, if it is the one that the recipe means.
+
+    Args:
+        source: a path, the name of a built-in adapter, or a hub id.
+        folder: what a relative path is relative to.
+        shapes: as in `add_hub`.
+
+    Raises:
+        AdapterError: as `add_folder` and `add_hub`, or with both hashes when it is another.
+    """
+    if source.hub:
+        added = add_hub(source.hub, source.revision, shapes)
+    elif source.path:
+        place, shipped = folder / Path(source.path).expanduser(), {entry.name: entry for entry in builtin()}
+        if not place.exists() and source.path not in shipped:
+            what = "is neither a file or folder nor a built-in adapter"
+            raise AdapterError(what, source.path, f"Built in: {', '.join(shipped)}.")
+        added = add_folder(place) if place.exists() else shipped[source.path]
+    else:
+        raise AdapterError("has neither a path nor a hub id", source, "Say where it is.")
+    checked(get(added.key), source)
+    return added
 
 
 def add_merge(adapter: Adapter) -> Entry:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +21,6 @@ from backends.variants import Variant, context_length, encode, pool_of, routes_o
 from lego.errors import AdapterError
 from mole.gated import Gated
 
-ASSETS = Path(__file__).parents[1] / "assets" / "text" / "tasks"
 TOKENS_AT_ONCE = {"cpu": 512}
 """Tokens of a batch beyond the shared prefix: enough to keep the CPU busy, few enough that progress shows and Stop works."""
 
@@ -83,17 +79,6 @@ class Scored:
     nll: float = 0.0
     tokens: int = 0
     hits: dict[int, bool] = field(default_factory=dict)
-
-
-def tasks() -> dict[str, list[dict[str, str]]]:
-    """The rows of every task that ships: ``prompt``, ``answer`` and ``split`` (``train``, ``tune`` or ``held_out``), by task name."""
-    return {path.stem: read_rows(path, path.stat().st_mtime_ns) for path in sorted(ASSETS.glob("*.jsonl"))}
-
-
-@lru_cache(maxsize=64)
-def read_rows(path: Path, changed: int) -> list[dict[str, str]]:
-    """The rows of a file, one JSON object a line; read again when it has changed."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def score(

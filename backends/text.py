@@ -11,8 +11,9 @@ from backends.bases import TextBase
 from backends.decode import Row, decode
 from backends.detokenise import Detokeniser
 from backends.errors import BaseError
+from backends.rows import tasks
 from backends.sampling import Sampling
-from backends.score import Scores, score, tasks
+from backends.score import Scores, score
 from backends.variants import Variant, context_length, encode, pool_of
 from lego.errors import AdapterError
 from mole.gated import Gated

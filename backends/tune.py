@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backends import library
 from backends.bases import TextBase
+from backends.rows import Rows
 from backends.score import score
 from backends.variants import Variant
-from lego.errors import AdapterError
 from mole.live import Weighting
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.7, 1.0, 1.5)
@@ -34,64 +32,6 @@ class Trial:
     def quality(self) -> tuple[float, float]:
         """What is compared: the exact share, among equals the loss."""
         return self.exact, -self.nll
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows with known answers.
-
-    Attributes:
-        rows: with ``prompt`` and ``answer``.
-        sha256: of the file they came from.
-        split: which of its splits they are, where it has several.
-    """
-
-    rows: tuple[dict[str, str], ...]
-    sha256: str
-    split: str | None = None
-
-
-def read_rows(path: Path, split: str | None = None) -> Rows:
-    """Rows from a file, one JSON object with ``prompt`` and ``answer`` a line.
-
-    Args:
-        path: of the file.
-        split: take only the rows whose ``split`` is this.
-
-    Raises:
-        AdapterError: when a line is not such a row, none is left, or rows of several splits would be mixed.
-    """
-    try:
-        data = path.read_bytes()
-        lines = data.decode().splitlines()
-    except OSError as error:
-        raise AdapterError(f"cannot be read ({error.strerror})", path) from error
-    except UnicodeDecodeError as error:
-        raise AdapterError("is not text in UTF-8", path) from error
-    rows = [row_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    splits = list(dict.fromkeys(row.get("split", "") for row in rows))
-    if split is None and len(splits) > 1:
-        names = ", ".join(name or "none" for name in splits)
-        raise AdapterError(f"holds rows of several splits ({names})", path, "Choose one with --split.")
-    kept = tuple(row for row in rows if split in (None, row.get("split")))
-    if not kept:
-        raise AdapterError("holds no rows" + (f" of the split {split!r}" if split else ""), path)
-    return Rows(kept, hashlib.sha256(data).hexdigest(), split)
-
-
-def row_of(line: str, where: str) -> dict[str, str]:
-    """One row.
-
-    Raises:
-        AdapterError: when it is none.
-    """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise AdapterError(f"is not JSON ({error})", where) from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
-        raise AdapterError('is not a row: it takes {"prompt": "…", "answer": "…"}', where)
-    return row
 
 
 def score_at(base: TextBase, folder: Path, rows: Rows, strengths: Sequence[float] = (1.0,)) -> list[Trial]:

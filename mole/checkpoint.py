@@ -89,6 +89,8 @@ def save_gates(
         (scratch / CONFIG).write_text(saved.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         (scratch / CARD).write_text(card(folder.name, saved), encoding="utf-8")
+        for file in scratch.iterdir():  # safetensors writes files that only their owner may read
+            file.chmod(0o644)
 
 
 def read_config(folder: Path) -> Saved:

@@ -41,10 +41,10 @@ def add_rows_options(command: argparse.ArgumentParser) -> None:
 
 
 def load_rows(path: str, split: str | None) -> Any:
-    """Rows with known answers; see `backends.tune.read_rows`."""
+    """Rows with known answers; see `backends.rows.read_rows`."""
     from pathlib import Path
 
-    return outside("backends.tune:read_rows", "scoring a merge")(Path(path), split)
+    return outside("backends.rows:read_rows", "scoring a merge")(Path(path), split)
 
 
 def load_base(id: str | None) -> Any:

@@ -13,6 +13,7 @@ import torch
 from backends import score as scoring
 from backends.bases import TextBase
 from backends.errors import BaseError
+from backends.rows import tasks
 from backends.score import Scores, common_prefix, score
 from backends.variants import Variant
 from lego import AdapterError
@@ -191,7 +192,7 @@ def test_bad_requests_are_refused(base: TextBase, variants: list[Variant]) -> No
 
 
 def test_the_tasks_that_ship_are_read() -> None:
-    found = scoring.tasks()
+    found = tasks()
     assert found
     for name, task_rows in found.items():
         assert len(task_rows) >= 50, name

@@ -13,7 +13,8 @@ import torch
 import lego
 from backends import bases, library, score, tune
 from backends.bases import TextBase
-from backends.tune import Rows, Trial, best_strength, read_rows, score_at
+from backends.rows import Rows, read_rows
+from backends.tune import Trial, best_strength, score_at
 from lego import AdapterError, Recipe
 from lego.__main__ import main
 from tests.conftest import write_peft
