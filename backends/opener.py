@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from backends import hub
 from lego import Adapter, AdapterError, read_adapter
-from lego.formats import peft
+from lego.formats import diffusers, peft
 from lego.formats.opening import read_card
 from lego.preflight import Preflight, preflight_header
 
@@ -21,7 +22,8 @@ def fetch(hub_id: str, revision: str | None = None, refuse: Callable[[Preflight]
 
     Args:
         hub_id: owner/name, or the address of its page.
-        revision: branch, tag or commit; a commit that was downloaded before needs no network.
+        revision: branch, tag or commit; a commit that was downloaded before needs no network, if its weights have PEFT's or
+            diffusers' own name.
         refuse: gives a further reason not to download what it is shown.
 
     Returns:
@@ -32,16 +34,21 @@ def fetch(hub_id: str, revision: str | None = None, refuse: Callable[[Preflight]
     """
     hub_id, from_address = hub.parse_id(hub_id)
     revision = revision or from_address
-    commit, place = revision, hub.cached(hub_id, revision, peft.WEIGHTS) if revision else None
+    commit, place = revision, downloaded(hub_id, revision) if revision else None
     if place is None:
         repo = hub.look(hub_id, revision)
         names, commit = files(repo), repo.commit
         found = judge(repo, names)
         if reason := next(iter(found.reasons), None) or (refuse and refuse(found)):
             raise AdapterError(reason, hub_id)
-        folder = hub.download(repo, names)
-        place = folder if peft.CONFIG in names else folder / names[0]
+        place = (hub.download(repo, names) / names[-1]).parent
     return replace(read_adapter(place), name=hub_id.split("/")[1], origin=f"{hub_id}@{commit}")
+
+
+def downloaded(hub_id: str, commit: str) -> Path | None:
+    """The folder of an adapter that was downloaded at this commit; None where there is none, or its file has a name of its own."""
+    found = (hub.cached(hub_id, commit, name) for name in (peft.WEIGHTS, diffusers.WEIGHTS))
+    return next(filter(None, found), None)
 
 
 def preflight(hub_id: str, revision: str | None = None) -> Preflight:
@@ -56,7 +63,7 @@ def preflight(hub_id: str, revision: str | None = None) -> Preflight:
 
 
 def files(repo: hub.Repo) -> list[str]:
-    """The names of the files that make the adapter, the weights last: PEFT's, or the only safetensors file.
+    """The names of the files that make the adapter, the weights last: PEFT's, diffusers' file, or the only safetensors file.
 
     Raises:
         AdapterError: when there is none or no telling which, or it is too large.
@@ -71,11 +78,14 @@ def files(repo: hub.Repo) -> list[str]:
         raise AdapterError(f"has no {peft.CONFIG}", repo.id, "It is a whole model: load it as the base.")
     else:
         names = [name for name in repo.sizes if name.endswith(".safetensors")]
+        names = [diffusers.WEIGHTS] if diffusers.WEIGHTS in names else names
         if len(names) != 1:
             what = (
                 f"holds {len(names)} safetensors files and no {peft.CONFIG}" if names else "holds no safetensors file"
             )
             raise AdapterError(what, repo.id, "Download the file that you mean and give its path.")
+        if peft.CARD in repo.sizes and "/" not in names[0]:
+            names.insert(0, peft.CARD)
     if (size := repo.sizes[names[-1]]) > MOST_BYTES:
         raise AdapterError(
             f"has {size / 1e9:.1f} GB of weights, more than the {MOST_BYTES / 2**30:.0f} GB allowed", repo.id

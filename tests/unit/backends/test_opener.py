@@ -72,19 +72,44 @@ def test_the_caller_may_refuse_more(remote: Hub) -> None:
     assert remote.bytes_of("adapter_model.safetensors") <= 100_001
 
 
-def test_a_repository_with_one_file(remote: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "single"
-    folder.mkdir()
+def single(remote: Hub, folder: Path, name: str) -> Path:
+    """A repository with one file; its path."""
     key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight"
     a, b = half_pair(Q).values()
-    save_file({key.format("A"): a, key.format("B"): b}, folder / "pytorch_lora_weights.safetensors")
+    (folder / name).parent.mkdir(parents=True)
+    save_file({key.format("A"): a, key.format("B"): b}, folder / name)
+    (folder / "README.md").write_text("---\nlicense: openrail++\nbase_model: some/pipeline\n---\n")
     remote.repos["some/single"] = folder
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "style.safetensors", "deep/style.safetensors"])
+def test_a_repository_with_one_file(remote: Hub, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    there = read_adapter(single(remote, tmp_path / "single", name))
     found = opener.fetch("some/single")
-    there = read_adapter(folder / "pytorch_lora_weights.safetensors")
+    assert (found.name, found.origin) == ("single", f"some/single@{COMMIT}")
     assert (found.sha256, list(found.modules)) == (there.sha256, list(there.modules))
-    save_file({"x": a}, folder / "other.safetensors")
-    with pytest.raises(AdapterError, match=r"some/single: holds 2 safetensors files and no adapter_config\.json"):
-        opener.fetch("some/single")
+    save_file({"x": half_pair(Q).popitem()[1]}, tmp_path / "single" / "other.safetensors")
+    if name == "pytorch_lora_weights.safetensors":  # as in a local folder
+        assert opener.fetch("some/single").sha256 == read_adapter(tmp_path / "single").sha256 == there.sha256
+    else:
+        with pytest.raises(AdapterError, match=r"some/single: holds 2 safetensors files and no adapter_config\.json"):
+            opener.fetch("some/single")
+
+
+def test_the_card_of_a_single_file_is_its_repositorys(
+    remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single(remote, tmp_path / "single", "pytorch_lora_weights.safetensors")
+    assert opener.preflight("some/single").base_model == "some/pipeline"
+    out = tmp_path / "out"
+    assert main(["merge", "-m", "sum", "-o", str(out), "some/single"]) == 0
+    assert Recipe.read(out / "recipe.yaml").base_model == "some/pipeline"
+    card = (out / "README.md").read_text()
+    assert "license: openrail++" in card
+    assert f"| some/single@{COMMIT} | 1.0 | 4 | openrail++ |" in card
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert main(["verify", str(out)]) == 0
 
 
 def test_a_merge_from_the_hub_names_the_commit_and_can_be_verified(
