@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from lego.errors import AdapterError
-from lego.formats.opening import MISFITS, CardLoader
+from lego.formats.opening import MISFITS, PlainLoader
 
 DType = Literal["float16", "bfloat16", "float32"]
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
@@ -161,7 +161,7 @@ class Recipe(Part):
             raise AdapterError(explain(error, cls), where) from error
 
 
-class Loader(CardLoader):
+class Loader(PlainLoader):
     """YAML in which no key stands twice: the format leaves open which one counts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

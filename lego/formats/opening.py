@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -170,15 +171,35 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-class CardLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Safe YAML without merge keys, a few of which can hold more than fits in memory."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave "<<" for the constructor, which does not know it."""
 
 
+class CardLoader(PlainLoader):
+    """The same without aliases, which can hold themselves, or more than fits in memory when they are written out."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node that is no alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def plain(value: Any) -> Any:
+    """What YAML gave as what JSON can hold: names of fields and dates, sets and infinities as text or lists."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(inner) for inner in value]
+    known = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
+
+
 def read_card(path: Path) -> dict[str, Any]:
-    """Front matter of the README, or nothing when there is none.
+    """Front matter of the README, as JSON could hold it, or nothing when there is none.
 
     Raises:
         AdapterError: when there is front matter that is not valid YAML.
@@ -196,7 +217,7 @@ def read_card(path: Path) -> dict[str, Any]:
             f"has front matter with more than {MOST_BRACKETS} brackets", path, "Write lists with dashes."
         )
     try:
-        card = yaml.load(found[1], CardLoader) if found else {}
+        card = plain(yaml.load(found[1], CardLoader)) if found else {}
     except (yaml.YAMLError, RecursionError, ValueError, *MISFITS) as error:
         raise AdapterError(f"has front matter that is not valid YAML ({error})", path) from error
     return card if isinstance(card, dict) else {}

@@ -298,6 +298,39 @@ def test_verify_without_a_source_or_a_recipe_is_an_error(
     assert f"{two[0]}: has no recipe.yaml. Give the folder of a merge." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("date: 2020-01-01", "2020-01-01"),
+        ("date: .nan", "nan"),
+        ("date: !!set {a}", ["a"]),
+        ("2020-01-01: 3", None),
+        ("date: {1: [2]}", {"1": [2]}),
+    ],
+)
+def test_any_card_can_be_told_as_json(
+    field: str, value: object, two: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(two[0]) / "README.md").write_text(f"---\n{field}\n---\n")
+    assert main(["inspect", two[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["card"].get("date") == value
+
+
+def test_a_card_with_aliases_is_refused(two: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(two[0]) / "README.md").write_text("---\nlicense: &l [*l]\n---\n")
+    assert main(["inspect", two[0], "--json"]) == 2
+    assert "README.md: has front matter that is not valid YAML (an alias" in capsys.readouterr().err
+
+
+def test_a_strength_was_tuned_for_one_seed(two: list[str], tmp_path: Path) -> None:
+    tuned = {"rows": "0" * 64, "count": 3, "base": "some/base"}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({"sources": two, "method": "dare_linear", "tuned_on": tuned}))
+    for name, options, kept in (("same", [], True), ("other", ["--seed", "7"], False)):
+        assert main(["merge", str(path), "-o", str(tmp_path / name), *options]) == 0
+        assert (lego.Recipe.read(tmp_path / name / "recipe.yaml").tuned_on is not None) is kept
+
+
 CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "twice the strength": ({"lora_alpha": 6}, "1 modules differ, by a relative error of at most 0.5"),
     "another scaling": ({"use_rslora": True}, "has other values than the recipe makes: use_rslora"),
