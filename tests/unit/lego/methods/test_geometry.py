@@ -99,9 +99,10 @@ def test_singular_units_are_the_singular_triplets() -> None:
 
 
 def test_similar_units_point_the_same_way() -> None:
-    """Noisy copies with random signs come out with one sign for each group."""
+    """Noisy copies with random signs come out with one sign for each group, also where the largest entry of a does not tell it."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(4, 60, generator=generator)
+    centres[:, 0], centres[:, 1] = 5, -5
     signs = torch.randint(0, 2, (24,), generator=generator) * 2 - 1
     rows = (centres.repeat(6, 1) + 0.1 * torch.randn(24, 60, generator=generator)) * signs[:, None]
     one = Adapter.from_factors("one", {"m": Factors(rows[:, :30].clone(), rows[:, 30:].T.clone())})
