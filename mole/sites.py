@@ -77,7 +77,7 @@ def trace_inputs(model: nn.Module, modules: set[str], run: Callable[[], object])
 
 
 def place(module: str, blocks: set[str], granularity: Granularity) -> str:
-    """The gate to which a module belongs. What lies in no block is its own block, as an output projection."""
+    """The gate to which a module belongs. What lies in no block is one with its siblings, or alone as an output projection."""
     if granularity == "module":
         return module
     if granularity == "network":
@@ -86,16 +86,20 @@ def place(module: str, blocks: set[str], granularity: Granularity) -> str:
     prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
     within = [n for n, prefix in enumerate(prefixes) if prefix in blocks]
     if not within:
-        return prefixes[0]
+        return ".".join(parts[:-1]) or module
     return prefixes[within[-1] + (granularity == "layer" and within[-1] + 1 < len(prefixes))]
 
 
 def block_names(model: nn.Module) -> set[str]:
-    """The model's blocks: what its authors say must stay on one device, else the items of lists of one class."""
+    """The model's blocks: what its authors say must stay on one device, else the items of lists of one class.
+
+    Of blocks within blocks the inner ones: a UNet's up blocks are made of transformer blocks and resnets, as its down blocks are.
+    """
     classes = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     named = {name for name, part in model.named_modules() if type(part).__name__ in classes}
     if named:
-        return named
+        outer = {name[:at] for name in named for at, letter in enumerate(name) if letter == "."}
+        return named - outer
     lists = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential))
     return {
         f"{name}.{key}" if name else key
