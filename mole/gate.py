@@ -89,9 +89,10 @@ class Gate(nn.Module):
         return logits.softmax(dim=-1)
 
     def calibrate(self, reads: Float[Tensor, "samples features"]) -> None:
-        """Take mean and spread from samples."""
+        """Take mean and spread from samples. Where these hardly differ, rounding must not pass for a difference."""
         self.mean.copy_(reads.mean(dim=0))
-        self.spread.copy_((reads - self.mean).square().mean().sqrt().clamp_min(1e-12))
+        size, spread = reads.square().mean().sqrt(), (reads - self.mean).square().mean().sqrt()
+        self.spread.copy_(torch.maximum(spread, 1e-3 * size).clamp_min(1e-12))
 
 
 class Gates(nn.Module):
@@ -136,13 +137,9 @@ class Gates(nn.Module):
         cls, config: GateConfig, experts: Sequence[str], sites: Sequence[Site], pool: LivePool, length: int = 1
     ) -> Gates:
         """Gates for a pool: N · L · d inputs each (equation 10), or L · d where they read the LoRAs' input."""
-
-        def features(site: Site) -> int:
-            if config.reads == "hidden":
-                return length * int(pool.modules[site.readers[0]][0].shape[0])
-            return len(experts) * length * sum(int(pool.modules[m][1].shape[1]) for m in site.readers)
-
-        return cls(config, experts, sites, [features(site) for site in sites], length)
+        return cls(
+            config, experts, sites, [features(config, len(experts), site, pool, length) for site in sites], length
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -153,6 +150,22 @@ class Gates(nn.Module):
     def parameter_count(self) -> int:
         """Trained numbers: N · L · d · N and τ for each gate (equation 10)."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_fit(self, pool: LivePool) -> None:
+        """Refuse a pool for which the gates were not made.
+
+        Raises:
+            AdapterError: when it lacks a module or an expert, or a gate would read another number of values than it has weights.
+        """
+        for site, gate in self.items():
+            if lacking := [module for module in site.modules if module not in pool.modules]:
+                raise AdapterError("is gated, but no loaded adapter has it", lacking[0], "Load the gates' own LoRAs.")
+            found = features(self.config, len(self.experts), site, pool, self.length)
+            if found != len(gate.weight):
+                what = f"a gate reads {len(gate.weight)} values, but these LoRAs give {found}"
+                raise AdapterError(what, site.name or None, "Load the gates' own LoRAs.")
+        for key in self.experts:
+            pool.units(key, "")
 
     def items(self) -> Iterator[tuple[Site, Gate]]:
         """Every gate with its place, in the order in which the model reaches them."""
@@ -213,3 +226,10 @@ class Gates(nn.Module):
         owners = [columns.get(key) for key in pool.owner_of_units(module)]
         padded = torch.cat([chosen, chosen.new_ones(len(chosen), 1)], dim=1)
         return padded[:, [padded.shape[1] - 1 if owner is None else owner for owner in owners]]
+
+
+def features(config: GateConfig, experts: int, site: Site, pool: LivePool, length: int) -> int:
+    """How many numbers a gate reads."""
+    if config.reads == "hidden":
+        return length * int(pool.modules[site.readers[0]][0].shape[0])
+    return experts * length * sum(int(pool.modules[module][1].shape[1]) for module in site.readers)

@@ -66,22 +66,23 @@ class Gated(Live):
             routes: no row is in two of them.
 
         Raises:
-            AdapterError: when a mask leaves nothing, or gates were made for a module that the pool lacks.
+            AdapterError: when a mask leaves nothing, a row has two routes, or gates were made for other LoRAs.
         """
+        rows = [row for route in routes for row in route.rows]
+        if len(set(rows)) < len(rows):
+            raise AdapterError("a row of the batch has two routes", None, "Give each row one.")
+        for route in routes:
+            route.gates.check_fit(self.pool)
         self._masks = [route.gates.mask(route.masked) for route in routes]
         self.routes = tuple(routes)
         self._given = {module: given.to(self.pool.device) for module, given in weights.items()}
         self._now = {}
-        for route in routes:
-            for site in route.gates.sites:
-                if lacking := [module for module in site.modules if module not in self._layers]:
-                    raise AdapterError(
-                        "is gated, but no loaded adapter has it", lacking[0], "Load the gates' own LoRAs."
-                    )
         super().set_rows(weights)
 
     def __enter__(self) -> Gated:
         super().__enter__()
+        if self.prompt is not None:
+            self._now = {}
         for route, mask in zip(self.routes, self._masks, strict=True):
             for site, gate in route.gates.items():
                 first = self._layers[site.readers[0]]
@@ -104,7 +105,7 @@ class Gated(Live):
             if x.dim() == 2:
                 x = x.view(*prompt.shape, -1)
             rows = torch.as_tensor(route.rows, device=x.device)
-            whole = len(rows) == len(x)
+            whole = list(route.rows) == list(range(len(x)))
             x, prompt = (x, prompt) if whole else (x[rows], prompt[rows])
             read = route.reads[site.name] = route.gates.read(site, x, prompt, self.pool)
             chosen = gate(read, None if mask is None else mask.to(x.device).expand(len(x), -1))
