@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +14,7 @@ import torch
 from lego.adapter import Adapter, Factors, ModuleSpec, finite
 from lego.card import CARD, card_of
 from lego.errors import AdapterError
+from lego.folder import new_folder
 from lego.formats import FORMATS
 from lego.merge import Merging, Progress
 from lego.recipe import DType, Output, Recipe, Tuned
@@ -126,47 +123,10 @@ def writing(target: Path, announced: Adapter, output: Output) -> Iterator[Writer
         announced: with the modules that will come; their ranks may come out lower.
         output: format and type on disk.
     """
-    if target.exists() or target.is_symlink():
-        raise AdapterError("exists already", target, "Choose another name or remove it first.")
     if output.format not in FORMATS:
         raise AdapterError(f"there is no format {output.format!r}", None, f"Formats: {', '.join(FORMATS)}.")
-    mine = f".{target.name}.{platform.node()}."
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(target.parent, mine)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}.", dir=target.parent))
-    except OSError as error:
-        raise AdapterError(f"cannot be written ({error.strerror})", target) from error
-    try:
-        with Writer(scratch, target.name, announced, output) as writer:
-            yield writer
-        scratch.chmod(0o755)
-        os.rename(scratch, target)
-    except OSError as error:
-        raise AdapterError(
-            f"cannot be written ({error.strerror})", target, "Is there space, and may you write?"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what killed processes of this machine left of the same target."""
-    for path in folder.iterdir():
-        pid = path.name.removeprefix(prefix).split(".")[0]
-        if path.name.startswith(prefix) and pid.isdigit() and not alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is someone else's
-        return True
-    return True
+    with new_folder(target) as scratch, Writer(scratch, target.name, announced, output) as writer:
+        yield writer
 
 
 class Rounded(NamedTuple):
