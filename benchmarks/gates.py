@@ -3,7 +3,7 @@
     python -m benchmarks.gates [--write] [--as-it-is] [--only TEXT]
 
 Gates are trained on rows that neither the LoRAs' training nor the scores use. A score is the share of held-out rows answered exactly
-by greedy decoding. Every training's scores are kept in ``results/gates.json`` as soon as they are there, so a run that was stopped goes
+by greedy decoding. Every training's scores are kept in ``results/gates.json`` as soon as they are there: a run that was stopped goes
 on where it was; delete the file to measure anew.
 """
 
@@ -270,7 +270,7 @@ def main() -> None:
         shutil.rmtree(bench.scratch, ignore_errors=True)
     note = (
         f"Exact match in % on {ROWS} held-out rows a task. Of {PROMPTS} prompts a task: mean entropy of a gate (nats), the largest "
-        "mean share of one LoRA, the mean share of the task's own. Outside: nats a token for the base's own answers to other questions."
+        "mean share of one LoRA, the mean share of the task's own. Outside: nats a token of the base's own answers to other questions."
     )
     text_ = "\n\n".join([*parts, note])
     print(f"{text_} {machine()}.")
