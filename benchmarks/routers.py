@@ -3,8 +3,8 @@
     python -m benchmarks.routers [--write] [--as-it-is]
 
 Three LoRAs of rank 8, since Arrow takes equal ranks only. X-LoRA's classifier reads a pass without LoRAs and weighs every layer's
-LoRAs token by token; it learns from the very batches of the gates, at the learning rate that leaves the least loss. Arrow learns nothing.
-Results are kept in ``results/routers.json`` as they come.
+LoRAs token by token; it learns from the very batches of the gates, at the learning rate that leaves the least loss. Arrow learns
+nothing. Results are kept in ``results/routers.json`` as they come.
 """
 
 from __future__ import annotations
