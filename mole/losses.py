@@ -24,7 +24,7 @@ def balance_loss(chosen: Iterable[Float[Tensor, "rows experts"]], loras: int) ->
         loras: N. A base expert's column after them takes no part: q is then each LoRA's share of what the LoRAs get.
     """
     q = torch.stack([gate.mean(dim=0) for gate in chosen]).mean(dim=0)[:loras]
-    return -(q / q.sum()).clamp_min(1e-12).log().sum()
+    return -(q / q.sum().clamp_min(1e-12)).clamp_min(1e-12).log().sum()
 
 
 def entropy(chosen: Iterable[Float[Tensor, "rows experts"]]) -> Float[Tensor, ""]:

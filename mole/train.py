@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -159,7 +159,7 @@ class Trainer:
         self.device = pool.device
         gates.to(self.device)
         self.optimizer = torch.optim.AdamW(gates.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.gated = self.accelerator.prepare_model(GatedModel(model, pool, gates, loss), device_placement=False)
+        self.gated = GatedModel(model, pool, gates, loss)
         self.micro = config.micro_batch or config.batch
         self.step = 0
         self.good = self.state()
@@ -174,11 +174,12 @@ class Trainer:
         if self.step == 0 and self.gates.config.normalise == "centred":
             self.calibrate()
         last: Progress | None = None
-        while self.step < self.config.steps and not stop.is_set():
-            found = self.update(start)
-            if not math.isfinite(found.loss):
+        while self.step < self.config.steps and not self.total(torch.tensor(float(stop.is_set()))):
+            before, found = self.step, self.update(start)
+            if self.step == before:
                 self.resume(self.good)
-                told = f"the loss of step {found.step + 1} is {found.loss}: the gates are those of step {self.step}, the last good one"
+                bad = "gradient is not finite" if math.isfinite(found.loss) else f"loss is {found.loss}"
+                told = f"step {before + 1}: its {bad}; the gates are those of step {self.step}, the last good one"
                 yield replace(last or found, step=self.step, stopped=told)
                 return
             yield (last := found)
@@ -191,29 +192,46 @@ class Trainer:
                 route: Route = self.gated(part)[1]
             return route.reads
 
-        found = self.in_parts(self.batch_of(-1, self.config.calibration), look)
+        samples = self.batch_of(-1, self.config.calibration)
+        found = self.in_parts(samples, look, len(samples))
         for site, gate in self.gates.items():
             gate.calibrate(torch.cat([reads[site.name] for reads in found]))
+        self.good = self.state()
 
     def update(self, start: float) -> Progress:
-        """One step: its gradient in as many parts as memory needs, then the gates' update unless the loss is not finite."""
-        own = self.accelerator.num_processes
+        """One step: its gradient in as many parts as memory needs, then the gates' update unless something is not finite."""
+        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        none = torch.zeros(3 + len(self.gates.sites) * len(self.gates.columns), device=self.device)
         batch = self.batch_of(self.step, self.config.batch)
-        batch = batch.part(slice(self.accelerator.process_index, None, own)) if own > 1 else batch
-        sums = torch.stack(self.in_parts(batch, self.backward)).sum(dim=0)
-        loss, balance, spread = self.accelerator.reduce(sums[:3], "mean").tolist()
-        shares = self.accelerator.reduce(sums[3:], "mean").view(len(self.gates.sites), -1).cpu()
-        if math.isfinite(loss + balance):
+        sums = self.total(sum(self.in_parts(batch.part(own), self.backward, len(batch)), none))
+        loss, balance, spread = sums[:3].tolist()
+        self.gather_gradients()
+        norm = float(self.accelerator.clip_grad_norm_(self.gates.parameters(), self.config.clip))
+        if math.isfinite(loss + balance + norm):
             self.good = self.state()
-            self.accelerator.clip_grad_norm_(self.gates.parameters(), self.config.clip)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup))
             self.optimizer.step()
             self.step += 1
+        shares = sums[3:].view(len(self.gates.sites), -1).cpu()
         return Progress(self.step, self.config.steps, loss, balance, spread, shares, time.perf_counter() - start)
 
-    def in_parts(self, batch: Batch, work: Callable[[Batch, float], T]) -> list[T]:
-        """Work on a batch part by part, each with its share of the batch; anew in smaller parts where memory runs out.
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(own.to(self.device), "sum")
+
+    def gather_gradients(self) -> None:
+        """Give every process the gradient of all samples, however many of them, in however many parts, each of them had."""
+        if self.accelerator.num_processes == 1:
+            return
+        parameters = list(self.gates.parameters())
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.total(torch.cat([grad.flatten() for grad in own]))
+        for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+
+    def in_parts(self, batch: Batch, work: Callable[[Batch, float], T], whole: int) -> list[T]:
+        """Work on samples part by part, each with its share of the whole batch; anew in smaller parts where memory runs out.
 
         Raises:
             AdapterError: when a single sample does not fit.
@@ -221,7 +239,7 @@ class Trainer:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                return [work(part.to(self.device), len(part) / len(batch)) for part in parts(batch, self.micro)]
+                return [work(part.to(self.device), len(part) / whole) for part in parts(batch, self.micro)]
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -248,24 +266,38 @@ class Trainer:
             found |= {f"optimizer.{number}.{key}": torch.as_tensor(value).clone() for key, value in moments.items()}
         return found | {"step": torch.tensor(self.step)}
 
-    def resume(self, state: dict[str, Tensor]) -> None:
+    def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`.
 
         Raises:
-            AdapterError: when it belongs to other gates.
+            AdapterError: when it belongs to other gates, or is damaged.
         """
-        gates = {key.removeprefix("gates."): value for key, value in state.items() if key.startswith("gates.")}
+        self.check(state)
+        self.gates.load_state_dict({key: state[f"gates.{key}"] for key in self.gates.state_dict()})
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
             if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
+                _, number, name = key.split(".")
                 moments.setdefault(int(number), {})[name] = value.clone()
-        try:
-            self.gates.load_state_dict(gates)
-        except RuntimeError as error:
-            raise AdapterError("the checkpoint belongs to other gates", None, "Start anew.") from error
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step = int(state["step"])
+        self.good = self.state()
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse what is no `state` of this training."""
+        step = state.get("step", torch.tensor(-1))
+        if step.shape or step.is_floating_point() or int(step) < 0:
+            raise AdapterError("the training's state does not say its step", None, "Train from the start.")
+        shapes = {f"gates.{key}": value.shape for key, value in self.gates.state_dict().items()} | {"step": step.shape}
+        for number, parameter in enumerate(self.gates.parameters() if step else ()):
+            shapes |= {f"optimizer.{number}.{name}": parameter.shape for name in ("exp_avg", "exp_avg_sq")}
+            shapes[f"optimizer.{number}.step"] = step.shape
+        given = {key: value.shape for key, value in state.items()}
+        if odd := [key for key in sorted(shapes | given) if shapes.get(key) != given.get(key)]:
+            what = f"the training's state belongs to other gates or is damaged ({odd[0]})"
+            raise AdapterError(what, None, "Train from the start.")
+        if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+            raise AdapterError(f"the training's state is not finite ({bad[0]})", None, "Train from the start.")
 
 
 def parts(batch: Batch, size: int) -> Iterator[Batch]:

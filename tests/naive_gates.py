@@ -232,3 +232,16 @@ def randomise(gates: Gates, seed: int = 0) -> Gates:
                 gate.mean.copy_(torch.randn(shape[0], generator=generator) * 0.2)
                 gate.spread.fill_(1.7)
     return gates
+
+
+def padded(texts: Sequence[tuple[list[int], list[int]]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Texts with padding at the left, and which tokens are the prompts'."""
+    width = max(len(prompt) + len(answer) for prompt, answer in texts)
+    ids, mask, read = (torch.zeros(len(texts), width, dtype=torch.long) for _ in range(3))
+    for row, (prompt, answer) in enumerate(texts):
+        start = width - len(prompt) - len(answer)
+        ids[row, start:] = torch.tensor(prompt + answer)
+        mask[row, start:] = 1
+        read[row, start : start + len(prompt)] = 1
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, read.bool()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 
 from mole.gate import GateConfig, Gates
 from mole.gated import Gated, Route
 from mole.live import Weighting
 from mole.sites import find_sites
-from tests.naive_gates import Mixture, Naive, pool_for, randomise, sites_of, some_adapters
+from tests.naive_gates import Mixture, Naive, padded, pool_for, randomise, sites_of, some_adapters
 from tests.tiny import tiny_model
 
 CONFIGS = [
@@ -36,19 +34,6 @@ TEXTS = [
 
 def named(config: GateConfig) -> str:
     return f"{config.granularity}-{config.reads}-{config.normalise}"
-
-
-def batch(texts: Sequence[tuple[list[int], list[int]]]) -> tuple[dict[str, Tensor], Tensor]:
-    """Texts with padding at the left, and which tokens are the prompts'."""
-    width = max(len(prompt) + len(answer) for prompt, answer in texts)
-    ids, mask, read = (torch.zeros(len(texts), width, dtype=torch.long) for _ in range(3))
-    for row, (prompt, answer) in enumerate(texts):
-        start = width - len(prompt) - len(answer)
-        ids[row, start:] = torch.tensor(prompt + answer)
-        mask[row, start:] = 1
-        read[row, start : start + len(prompt)] = 1
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, read.bool()
 
 
 def other(config: GateConfig) -> GateConfig:
@@ -92,7 +77,7 @@ def test_every_row_is_its_own_mixture(config: GateConfig) -> None:
 
     live = Gated(model, pool)
     live.set_rows(pool.row_weights(weightings), routes)
-    inputs, live.prompt = batch(TEXTS)
+    inputs, live.prompt = padded(TEXTS)
     with torch.no_grad(), live:
         logits = model(**inputs).logits
 
@@ -126,7 +111,7 @@ def test_flatten_is_the_literal_one(reads: str, normalise: str) -> None:
     route = Route(gates, [0, 1])
     every = Weighting(tuple((key, 1.0) for key in adapters))
     live.set_rows(pool.row_weights([every] * 2), [route])
-    inputs, live.prompt = batch(texts)
+    inputs, live.prompt = padded(texts)
     with torch.no_grad(), live:
         logits = model(**inputs).logits
     for row, (prompt, _) in enumerate(texts):

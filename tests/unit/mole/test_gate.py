@@ -135,6 +135,9 @@ def test_the_balance_loss_trains_gates() -> None:
 def test_the_balance_of_loras_is_apart_from_the_base_expert() -> None:
     chosen = [torch.tensor([[0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])]
     assert float(balance_loss(chosen, 2)) == pytest.approx(2 * math.log(2), abs=1e-6)
+    only_base = balance_loss([torch.tensor([[0.0, 0.0, 1.0]])], 2)
+    assert torch.isfinite(only_base)
+    assert float(only_base) > 10
     uneven = [torch.tensor([[0.1, 0.3, 0.6]])]
     assert float(balance_loss(uneven, 2)) == pytest.approx(-math.log(0.25) - math.log(0.75), abs=1e-6)
 
