@@ -10,7 +10,7 @@ from backends import bases, library
 from backends.library import Entry
 from components import fragments
 from components.palette import adapter_colour
-from components.session import Session
+from components.session import Session, title_of
 from components.shelf import shelf
 from components.work import loading, peek
 from lego.report import spread
@@ -63,11 +63,6 @@ def card(session: Session, entry: Entry) -> str:
     )
     weight = _weight(title, pick.weight) if pick else ""
     return f'<div class="by-card {look}" data-key="{escape(entry.key)}"{colour}>{face}{weight}</div>'
-
-
-def title_of(session: Session, entry: Entry) -> str:
-    """What the visitor calls it: the name of their merge, or the adapter's own title."""
-    return next((made.name for made in session.merges if made.key == entry.key), entry.title)
 
 
 def _facts(entry: Entry) -> str:

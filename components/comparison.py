@@ -10,6 +10,7 @@ from typing import Any
 from backends.text import Grid
 from components import fragments
 from components.session import Column
+from mole.pool import Weighting
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Comparison:
     Attributes:
         base: id of the base model.
         names, slots: of each variant: its name and the colours it is made of.
-        weightings: of each variant: the adapters' library keys with their weights.
+        weightings: of each variant.
         prompts: as they were given.
         settings: everything else that decides the texts.
         texts, tokens, ended: [variant][prompt]; the last tells which texts are complete.
@@ -30,7 +31,7 @@ class Comparison:
     base: str
     names: tuple[str, ...]
     slots: tuple[tuple[int, ...], ...]
-    weightings: tuple[tuple[tuple[str, float], ...], ...]
+    weightings: tuple[Weighting, ...]
     prompts: tuple[str, ...]
     settings: tuple[tuple[str, Any], ...]
     texts: tuple[tuple[str, ...], ...] = ()
@@ -47,15 +48,18 @@ class Comparison:
     def data(self) -> dict[str, Any]:
         """The comparison as JSON takes it."""
         columns = [
-            {
-                "name": name,
-                "adapters": [{"key": key, "weight": weight} for key, weight in weighting],
-                "texts": list(texts),
-            }
+            {"name": name, **_weighed(weighting), "texts": list(texts)}
             for name, weighting, texts in zip(self.names, self.weightings, self.texts, strict=True)
         ]
         facts = {"base": self.base, **dict(self.settings), "prompts": list(self.prompts), "variants": columns}
         return {"brickyard": "comparison", **facts, "finished": self.finished, "seconds": round(self.seconds, 3)}
+
+
+def _weighed(weighting: Weighting) -> dict[str, Any]:
+    """What a variant weighs: its adapters, and the gates that weigh them instead, with what is masked."""
+    adapters = [{"key": key, "weight": weight} for key, weight in weighting.adapters]
+    gated = {"gates": weighting.gates, "masked": list(weighting.masked)} if weighting.gates else {}
+    return {"adapters": adapters, **gated}
 
 
 def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[str, Any]) -> Comparison:
@@ -64,7 +68,7 @@ def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[s
         base=base,
         names=tuple(column.name for column in columns),
         slots=tuple(column.slots for column in columns),
-        weightings=tuple(column.weighting.adapters for column in columns),
+        weightings=tuple(column.weighting for column in columns),
         prompts=tuple(prompts),
         settings=tuple(settings.items()),
         texts=tuple(("",) * len(prompts) for _ in columns),
@@ -73,9 +77,9 @@ def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[s
     )
 
 
-def draw(found: Comparison, marks: bool, running: bool = False) -> str:
-    """All columns as HTML; ``marks`` shows what differs from the base's text, where the base is among the columns."""
-    base = found.names.index("Base") if "Base" in found.names else None
+def draw(found: Comparison, marks: bool, running: bool = False, against: str = "Base") -> str:
+    """All columns as HTML; ``marks`` shows what differs from the texts of the column ``against``, where it is among them."""
+    base = found.names.index(against) if against in found.names else None
     columns = "".join(_column(found, i, base if marks else None, running) for i in range(len(found.names)))
     return f'<div class="by-columns">{columns}</div>'
 

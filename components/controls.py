@@ -1,16 +1,26 @@
-"""A merge method's parameters as components: what the method declares is what the page shows."""
+"""A merge method's parameters and a config's fields as components: what they declare is what the page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
 from gradio.components import Component
+from pydantic.fields import FieldInfo
 
 from lego import Method, Parameter, method, methods
 
 RANKS = ("0.5r", "r", "2r", "3r", "95%", "all")
+
+LABELS = {
+    "lr": "Learning rate",
+    "alpha": "α",
+    "reads": "Gates read",
+    "base_expert": "Base expert",
+    "seed": "Training seed",
+}
+"""Labels of a config's fields that are not simply their names."""
 
 
 def control(parameter: Parameter) -> Component:
@@ -61,3 +71,18 @@ def read_one(name: str, values: Sequence[Any]) -> dict[str, Any]:
             return read(found, values[start : start + count])
         start += count
     return read(method(name), values)
+
+
+def field_control(name: str, field: FieldInfo) -> Component:
+    """The component in which one field of a config is set."""
+    label, info, kind = LABELS.get(name, name.replace("_", " ").capitalize()), field.description, field.annotation
+    if kind is bool:
+        return gr.Checkbox(field.default, label=label, info=info)
+    if get_origin(kind) is Literal:
+        return gr.Radio(list(get_args(kind)), value=field.default, label=label, info=info)
+    low = next((found for limit in field.metadata if (found := getattr(limit, "ge", None)) is not None), None)
+    high = next((found for limit in field.metadata if (found := getattr(limit, "le", None)) is not None), None)
+    step, precision = (1, 0) if kind is int else (field.default / 10 or 0.01, None)
+    return gr.Number(
+        field.default, label=label, info=info, minimum=low, maximum=high, precision=precision, step=step, min_width=150
+    )

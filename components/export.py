@@ -6,15 +6,17 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backends import library
 from backends.bases import home
+from backends.gates import GateEntry
 from components import comparison
 from components.comparison import Comparison
 from components.making import slug
 from components.theme import css
+from components.uploads import GATE_FILES
 from lego.formats import peft
 from lego.formats.opening import inside
 from lego.write import RECIPE, REPORT
@@ -55,14 +57,22 @@ def adapter_zip(key: str, name: str) -> Path:
     if adapter.path.is_dir():
         beside = [inside(adapter.path, file) for file in (peft.CONFIG, peft.CARD, RECIPE, REPORT)]
         files += [file for file in beside if file.is_file()]
-    called = slug(name) or "adapter"
+    return _zipped(folder() / key, slug(name) or "adapter", files)
 
+
+def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in files:
                 archive.write(file, f"{called}/{file.name}")
 
-    return _once(folder() / key / f"{called}.zip", write)
+    return _once(place / f"{called}.zip", write)
+
+
+def gates_zip(found: GateEntry, name: str) -> Path:
+    """Trained gates as a zip: their weights, config, recipe, card and what a training needs to go on."""
+    files = [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
+    return _zipped(folder() / f"gates-{found.key}", slug(name) or "gates", files)
 
 
 def comparison_files(found: Comparison) -> tuple[Path, Path]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from components.palette import NEUTRAL, SCALE, adapter_colour, cluster_colour
+from components.palette import BRICK, DIVERGING, NEUTRAL, SCALE, adapter_colour, cluster_colour
 
 GRID = "rgba(140, 132, 124, .22)"
 COLOURINGS = ("adapter", "cluster", "layer", "norm")
@@ -21,15 +23,15 @@ MIXED = ("#c9b8a8", "#a8917d", "#86705d", "#65523f")
 
 @dataclass(frozen=True)
 class Group:
-    """An adapter as the figures show it: its name and its colour slot."""
+    """An adapter as the figures show it: its name and its colour slot, None where it is not picked."""
 
     name: str
-    slot: int
+    slot: int | None
 
     @property
     def colour(self) -> str:
         """The adapter's colour."""
-        return adapter_colour(self.slot)
+        return NEUTRAL if self.slot is None else adapter_colour(self.slot)
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,78 @@ def per_module(kinds: Sequence[str], layers: Sequence[int], values: np.ndarray, 
     figure = go.Figure(heat)
     _style(figure, height=110 + 30 * max(3, len(kinds)))
     figure.update_layout(xaxis={"title": "layer"}, yaxis={"autorange": "reversed", "automargin": True, "ticks": ""})
+    return figure
+
+
+def gate_map(rows: Sequence[str], groups: Sequence[Group], shares: np.ndarray, title: str = "") -> go.Figure:
+    """What every gate chose: gates as rows in the model's order, LoRAs as columns; ``shares`` is [gates, LoRAs], 0 to 1."""
+    return _gate_map(rows, groups, shares, title, {"zmin": 0, "zmax": 1, "colorscale": SCALE}, "%{z:.1%}")
+
+
+def gate_changes(rows: Sequence[str], groups: Sequence[Group], change: np.ndarray, title: str = "") -> go.Figure:
+    """How choices differ between two prompts, in the same layout; ``change`` is [gates, LoRAs], -1 to 1."""
+    return _gate_map(rows, groups, change, title, {"zmin": -1, "zmax": 1, "colorscale": DIVERGING}, "%{z:+.1%}")
+
+
+def _gate_map(
+    rows: Sequence[str], groups: Sequence[Group], values: np.ndarray, title: str, scale: dict, shown: str
+) -> go.Figure:
+    bar = {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%", "len": 1, "y": 0.5}
+    columns, places = list(range(len(groups))), list(range(len(rows)))
+    told = [[f"{row}: {escape(group.name)}" for group in groups] for row in rows]
+    hover = f"%{{text}} {shown}<extra></extra>"
+    heat = go.Heatmap(
+        z=values, x=columns, y=places, text=told, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar, **scale
+    )
+    figure = go.Figure(heat)
+    _style(figure, height=130 + min(800, 16 * max(6, len(rows))))
+    plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
+    top = {"side": "top", "tickangle": -30, "title": {"text": title, "standoff": 6, "font": {"size": 13}}}
+    names = [_named(group) for group in groups]
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={**plain, **top, "tickvals": columns, "ticktext": names},
+        yaxis={**plain, "autorange": "reversed", "ticksuffix": " ", **_every(rows)},
+    )
+    return figure
+
+
+def _named(group: Group) -> str:
+    """A LoRA's name behind a brick of its colour."""
+    name = group.name if len(group.name) <= 20 else f"{group.name[:19]}…"
+    return f'<span style="color:{group.colour};fill:{group.colour}">■</span> {escape(name)}'
+
+
+def _every(rows: Sequence[str]) -> dict:
+    """Labels of rows, as many as there is room for."""
+    step = -(-len(rows) // 50)
+    places = range(0, len(rows), max(1, step))
+    return {"tickvals": list(places), "ticktext": [rows[place] for place in places]}
+
+
+def curves(steps: Sequence[int], lines: dict[str, tuple[Sequence[float], float | None]], most: int) -> go.Figure:
+    """Measures over training steps, one below the other, each with a dotted line where gates that trust all alike are.
+
+    Args:
+        steps: the steps done.
+        lines: for each measure its value at every step, and where the dotted line is, if it has one.
+        most: steps in all.
+    """
+    figure = make_subplots(
+        rows=len(lines), cols=1, shared_xaxes=True, vertical_spacing=0.13, subplot_titles=list(lines)
+    )
+    for row, (name, (values, level)) in enumerate(lines.items(), 1):
+        hover = f"step %{{x}}: {name} %{{y:.3f}}<extra></extra>"
+        line = go.Scatter(x=steps, y=values, mode="lines+markers", name=name, hovertemplate=hover)
+        figure.add_trace(line.update(line={"color": BRICK, "width": 2}, marker={"size": 5}), row=row, col=1)
+        if level is not None:
+            figure.add_hline(level, row=row, col=1, line={"dash": "dot", "color": NEUTRAL, "width": 1})
+    _style(figure, height=420)
+    figure.update_layout(showlegend=False, margin={"l": 48, "r": 12, "t": 28, "b": 40})
+    figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=4)
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, range=[0, most + 0.5], tickformat="d")
+    figure.update_xaxes(title="step", row=len(lines))
     return figure
 
 

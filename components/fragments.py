@@ -16,6 +16,15 @@ def swatch(slots: Sequence[int]) -> str:
     return f'<span class="by-swatch{" many" if len(colours) > 1 else ""}" aria-hidden="true">{bricks}</span>'
 
 
+def legend(things: Iterable[tuple[str, Sequence[int]]]) -> str:
+    """Names in a row, each behind its colours."""
+    return (
+        '<div class="by-legend by-row">'
+        + "".join(f"<span>{swatch(slots)}{escape(name)}</span>" for name, slots in things)
+        + "</div>"
+    )
+
+
 def edge(slots: Sequence[int]) -> str:
     """A CSS background of the same colours, for the edge of a column."""
     colours = [adapter_colour(slot) for slot in slots] or [NEUTRAL]

@@ -11,7 +11,7 @@ import gradio as gr
 
 from components import cards, compare, fragments
 from components.messages import EXPECTED
-from components.session import Session
+from components.session import Session, title_of
 from components.shelf import shelf
 from components.work import Loading, loading
 
@@ -95,11 +95,12 @@ def watch(session: Session) -> Iterator[tuple[str, Any]]:
 def strip(session: Session) -> str:
     """What is picked and what was made of it, in the colours that every view uses."""
     entries = shelf(session)
-    names = {pick.key: escape(cards.title_of(session, entries[pick.key])) for pick in session.picks}
+    names = {pick.key: escape(title_of(session, entries[pick.key])) for pick in session.picks}
     picks = [f"<span>{fragments.swatch((p.slot,))}{names[p.key]}{_times(p.weight)}</span>" for p in session.picks]
     made = [f"<span>{fragments.swatch(m.slots)}{escape(m.name)}</span>" for m in session.merges]
     picked = "".join(picks) or '<span class="by-subtle">no adapters</span>'
     made += [f"<span>{fragments.swatch(())}{escape(m.name)}</span>" for m in session.muted]
+    made += [f"<span>{fragments.swatch(session.slots(g.experts))}{escape(g.name)}</span>" for g in session.gates]
     merged = f'<span class="by-subtle">Made</span>{"".join(made)}' if made else ""
     return f'<div class="by-legend" role="group" aria-label="Picked"><span class="by-subtle">Picked</span>{picked}{merged}</div>'
 

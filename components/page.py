@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, endpoints, examples, header, library, map, merge, scoring
+from components import compare, endpoints, examples, gate, header, library, map, merge, scoring
 from components.session import Session
 from components.shelf import start_session
 
@@ -27,12 +27,15 @@ def build() -> gr.Blocks:
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
                 merge_tab = merge.create()
+            with gr.Tab("Gate", id="gate") as gate_page:
+                gate_tab = gate.create()
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.create()
                 score_box = scoring.create()
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
+        gate.wire(gate_tab, session, gate_page.select)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
         asked = top.compare.click(header.show_comparison, None, waiting, **PRIVATE)
         compare.wire(compare_tab, session, asked)

@@ -14,6 +14,9 @@ NEUTRAL = "#8d867f"
 SCALE = ((0.0, "#4f6bd0"), (0.35, "#2fa4b8"), (0.7, "#8fbf5f"), (1.0, "#f0b32e"))
 """A sequential colour scale without a near-white or a near-black end."""
 
+DIVERGING = ((0.0, "#3d7fd6"), (0.5, "#b9b2aa"), (1.0, "#d9662b"))
+"""A colour scale around a grey middle: less, equal, more."""
+
 
 def adapter_colour(slot: int) -> str:
     """The colour of a pick slot."""

@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 import lego
 from backends.library import Entry
 from components import figures, fragments
-from components.cards import title_of
-from components.session import Session
+from components.session import Session, title_of
 from lego import MergeReport, module_kind, module_layer
 from lego.report import SourceReport, spread
 from lego.weights import shown

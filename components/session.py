@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from backends.library import Entry
 from backends.text import Variant
+from mole.gate import BASE
 from mole.live import Weighting
 
 MAX_PICKS = 8
@@ -47,6 +48,24 @@ class Muted:
 
 
 @dataclass(frozen=True)
+class Gating:
+    """Trained gates of this session: their key in the library, the base they run on, the LoRAs they mix by key.
+
+    ``masks`` are what the visitor wants to compare besides: each the keys of the LoRAs that are left out.
+    """
+
+    key: str
+    name: str
+    base: str
+    experts: tuple[str, ...]
+    masks: tuple[tuple[str, ...], ...] = ()
+
+    def weighting(self, masked: tuple[str, ...] = ()) -> Weighting:
+        """The weighting of a gated variant."""
+        return Weighting(tuple((key, 1.0) for key in self.experts), gates=self.key, masked=masked)
+
+
+@dataclass(frozen=True)
 class Session:
     """Everything one visitor has chosen. Small, frozen, hashable."""
 
@@ -55,6 +74,7 @@ class Session:
     added: tuple[str, ...] = ()
     merges: tuple[Made, ...] = ()
     muted: tuple[Muted, ...] = ()
+    gates: tuple[Gating, ...] = ()
     selected: tuple[UnitId, ...] = ()
 
     def pick(self, key: str) -> Pick | None:
@@ -85,6 +105,26 @@ class Session:
         """Let a muted variant join the variants, replacing one of the same name."""
         return replace(self, muted=(*(old for old in self.muted if old.name != muted.name), muted))
 
+    def gate(self, gating: Gating) -> Session:
+        """Let trained gates join the variants; the same gates join once, under their newest name, with their masks."""
+        known = next((old.masks for old in self.gates if old.key == gating.key), ())
+        gating = replace(gating, masks=gating.masks or known)
+        return replace(self, gates=(*(old for old in self.gates if old.key != gating.key), gating))
+
+    def mask(self, key: str, masked: tuple[str, ...]) -> Session:
+        """Let gates without some LoRAs join the variants."""
+        return replace(
+            self,
+            gates=tuple(
+                replace(old, masks=tuple(dict.fromkeys((*old.masks, masked)))) if old.key == key else old
+                for old in self.gates
+            ),
+        )
+
+    def slots(self, keys: tuple[str, ...]) -> tuple[int, ...]:
+        """The colours of those of some adapters that are picked."""
+        return tuple(pick.slot for key in keys if (pick := self.pick(key)))
+
     @property
     def weights(self) -> tuple[tuple[str, float], ...]:
         """The picked adapters with their weights, in the order of picking."""
@@ -107,7 +147,7 @@ class Column:
 
 
 def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
-    """Every variant of a session: the base, each picked LoRA alone, their exact sum and average, merges, muted ones."""
+    """Every variant of a session: the base, each picked LoRA alone, their exact sum and average, merges, muted ones, gates."""
     picks = [pick for pick in session.picks if pick.key in entries]
     slots = tuple(pick.slot for pick in picks)
     result = [Column("base", "Base", Weighting(()))]
@@ -120,7 +160,36 @@ def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
             result += [Column("average", "Average", Weighting(mean), slots)]
     result += [Column(f"merge:{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
     result += [Column(f"muted:{m.name}", m.name, Weighting(m.weights, m.units)) for m in session.muted]
+    result += [
+        column for gating in session.gates if gating.base == session.base for column in gated(session, gating, entries)
+    ]
     return distinct(result)
+
+
+def gated(session: Session, gating: Gating, entries: dict[str, Entry]) -> list[Column]:
+    """Trained gates as variants: with all their LoRAs, then with each mask that was chosen."""
+    found = [Column(f"gates:{gating.key}", gating.name, gating.weighting(), session.slots(gating.experts))]
+    for masked in gating.masks:
+        kept = tuple(key for key in gating.experts if key not in masked)
+        name = f"{gating.name} {without(session, masked, entries)}"
+        place = f"gates:{gating.key}:{','.join(masked)}"
+        found.append(Column(place, name, gating.weighting(masked), session.slots(kept)))
+    return found
+
+
+def without(session: Session, masked: tuple[str, ...], entries: dict[str, Entry]) -> str:
+    """What a mask leaves out, for people."""
+    return "without " + " and ".join(expert_title(session, key, entries) for key in masked)
+
+
+def expert_title(session: Session, key: str, entries: dict[str, Entry]) -> str:
+    """What the visitor calls an expert of gates: a LoRA, or the base."""
+    return "the base" if key == BASE else title_of(session, entries[key])
+
+
+def title_of(session: Session, entry: Entry) -> str:
+    """What the visitor calls an adapter: the name of their merge, or its own title."""
+    return next((made.name for made in session.merges if made.key == entry.key), entry.title)
 
 
 def distinct(found: list[Column]) -> list[Column]:

@@ -7,9 +7,10 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from backends import library
+from backends import gates, library
+from backends.gates import GateEntry
 from backends.library import Entry
-from components.session import MAX_PICKS, Pick, Session
+from components.session import MAX_PICKS, Gating, Pick, Session
 from lego import AdapterError
 
 START_PICKS = ("past-tense", "sentiment", "language")
@@ -45,7 +46,8 @@ def builtin() -> tuple[Entry, ...]:
 def shelf(session: Session) -> dict[str, Entry]:
     """The entries that this session may use, by key."""
     found = {entry.key: entry for entry in builtin()}
-    for key in (*session.added, *(made.key for made in session.merges)):
+    mixed = (key for gating in session.gates for key in gating.experts)
+    for key in (*session.added, *(made.key for made in session.merges), *mixed):
         found.setdefault(key, library.entry(key))
     return found
 
@@ -79,9 +81,42 @@ def named(name: object) -> Entry:
 
 
 def start_session(base: str) -> Session:
-    """What a new visitor finds picked: three built-in adapters."""
+    """What a new visitor finds: three built-in adapters picked, and the built-in gates."""
     by_name = {entry.name: entry.key for entry in builtin()}
     keys = [by_name[name] for name in START_PICKS if name in by_name]
     keys += [key for key in by_name.values() if key not in keys]
     picks = tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys[:3]))
-    return Session(base=base, picks=picks[:MAX_PICKS])
+    known = [found for found in gates.builtin() if set(found.experts) <= set(by_name.values())]
+    own = tuple(as_gating(found, found.saved.base.id) for found in known)
+    return Session(base=base, picks=picks[:MAX_PICKS], gates=own)
+
+
+def as_gating(found: GateEntry, base: str, name: str = "") -> Gating:
+    """Trained gates as a session keeps them."""
+    return Gating(found.key, name or f"MoLE {found.name}", base, found.experts)
+
+
+def gates_of(session: Session, key: object) -> Gating:
+    """The session's gates with this key; keys come from the page and are checked.
+
+    Raises:
+        AdapterError: when the session has none.
+    """
+    found = next((gating for gating in session.gates if gating.key == key), None)
+    if found is None:
+        raise AdapterError("are not among your gates", str(key)[:40], "Train or add them first.")
+    return found
+
+
+def named_gates(name: object) -> GateEntry:
+    """The gates that an endpoint's caller names: a key, or the name of built-in ones; as `named`.
+
+    Raises:
+        AdapterError: when there are none.
+    """
+    for found in gates.builtin():
+        if name in (found.key, found.name):
+            return found
+    if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}", name):
+        return gates.entry(name)
+    raise AdapterError(f"there are no gates {str(name)[:60]!r}", None, "Train some with /train_gate.")

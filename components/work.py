@@ -126,3 +126,18 @@ def loading(base_id: str) -> Loading:
 def peek(base_id: str) -> Loading | None:
     """The base's loading if there is one, failed or not; starts nothing."""
     return _loadings.get(base_id)
+
+
+_stops: dict[str, threading.Event] = {}
+
+
+def stop_of(ticket: str) -> threading.Event:
+    """The flag by which the visitor with this ticket stops a training."""
+    with _lock:
+        return _stops.setdefault(ticket, threading.Event())
+
+
+def forget(ticket: str) -> None:
+    """Drop the flag: the training is over."""
+    with _lock:
+        _stops.pop(ticket, None)
