@@ -70,13 +70,12 @@ def kinds() -> list[Kind]:
     """Every granularity and gate input, with and without the balance loss; what is asked first comes first."""
     found = []
     for alpha in (0.5, 0.0):
-        for reads in ("outputs", "hidden"):
-            for granularity in ("block", "layer", "network", "module"):
-                label = f"MoLE {granularity}, {reads}{'' if alpha else ', no balance loss'}"
+        without = "" if alpha else ", no balance loss"
+        for granularity in ("block", "layer", "network", "module"):
+            for reads in ("outputs", "hidden"):
+                label = f"MoLE {granularity}, {reads}{without}"
                 found.append(Kind(label, {"granularity": granularity, "reads": reads}, {"alpha": alpha}))
-    for alpha in (0.5, 0.0):
-        label = f"MoLE block, outputs, l2{'' if alpha else ', no balance loss'}"
-        found.append(Kind(label, {"normalise": "l2"}, {"alpha": alpha}))
+        found.append(Kind(f"MoLE block, outputs, l2{without}", {"normalise": "l2"}, {"alpha": alpha}))
     found.append(Kind("MoLE block, outputs, base expert, outside rows", {"base_expert": True}, {}, outside=True))
     found.append(Kind("MoLE block, outputs, outside rows", {}, {}, outside=True))
     return found
@@ -195,11 +194,11 @@ class Bench:
 
     def measure_all(self, only: str) -> None:
         """Fill the file, what is asked first first."""
+        for name in SETS:
+            self.measure_fixed(name)
         for seed in SEEDS:
-            for name in SETS:
-                if seed == 0:
-                    self.measure_fixed(name)
-                for kind in kinds():
+            for kind in kinds():
+                for name in SETS:
                     if only in f"{name} | {kind.label} | {seed}":
                         self.measure(name, kind, seed)
 
