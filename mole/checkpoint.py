@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from lego.errors import AdapterError
@@ -24,6 +25,7 @@ CONFIG, WEIGHTS, TRAINING, RECIPE, CARD = (
     "gate_config.json", "gates.safetensors", "training.safetensors", "recipe.yaml", "README.md"
 )  # fmt: skip
 HASH = "^[0-9a-f]{64}$"
+ANEW = "Take the whole folder anew, or train the gates again."
 
 
 class Base(Part):
@@ -47,6 +49,13 @@ class Place(Part):
     modules: list[str] = Field(min_length=1, description="the modules it gates")
     readers: list[str] = Field(min_length=1, description="the modules whose input it reads")
 
+    @model_validator(mode="after")
+    def reads_what_it_gates(self) -> Place:
+        """Refuse readers that are not among the modules."""
+        if strange := next((module for module in self.readers if module not in self.modules), None):
+            raise ValueError(f"reads {strange}, which is none of its modules")
+        return self
+
 
 class Saved(Part):
     """What `gate_config.json` says."""
@@ -57,6 +66,9 @@ class Saved(Part):
     sites: list[Place] = Field(min_length=1, description="a list of {name: …, modules: …, readers: …}")
     length: int = Field(default=1, ge=1, description="the number of tokens a gate reads")
     steps: int = Field(ge=0, description="the steps that were trained")
+    files: dict[str, Annotated[str, Field(pattern=HASH)]] = Field(
+        default={}, description="{gates.safetensors: its SHA-256, …}"
+    )
     recipe: GateRecipe = Field(description="the recipe of the training")
 
 
@@ -75,17 +87,18 @@ def save_gates(
     Raises:
         AdapterError: when the folder exists or cannot be written.
     """
-    saved = Saved(
-        base=base,
-        experts=list(experts),
-        sites=[Place.model_validate(json.loads(json.dumps(asdict(site)))) for site in gates.sites],
-        length=gates.length,
-        steps=int(state["step"]),
-        recipe=recipe,
-    )
     with new_folder(folder) as scratch:
         save_file(tensors_of(gates), scratch / WEIGHTS, {"format": "pt"})
         save_file({key: value.contiguous() for key, value in state.items()}, scratch / TRAINING, {"format": "pt"})
+        saved = Saved(
+            base=base,
+            experts=list(experts),
+            sites=[Place.model_validate(json.loads(json.dumps(asdict(site)))) for site in gates.sites],
+            length=gates.length,
+            steps=int(state["step"]),
+            files={name: sha256((scratch / name).read_bytes()) for name in (WEIGHTS, TRAINING)},
+            recipe=recipe,
+        )
         (scratch / CONFIG).write_text(saved.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         (scratch / CARD).write_text(card(folder.name, saved), encoding="utf-8")
@@ -103,9 +116,15 @@ def read_config(folder: Path) -> Saved:
     if not path.is_file():
         raise AdapterError("holds no trained gates", folder, f"A gates' folder has a {CONFIG} and {WEIGHTS}.")
     try:
-        return Saved.model_validate_json(read_text(path), context={"folder": folder})
+        document = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"is not JSON ({error})", path, ANEW) from error
+    if not isinstance(document, dict):
+        raise AdapterError("is not the config of gates", path, ANEW)
+    try:
+        return Saved.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        raise AdapterError(explain(error, Saved), path) from error
+        raise AdapterError(explain(error, Saved), path, ANEW) from error
 
 
 def load_gates(folder: Path, keys: Sequence[str] | None = None) -> Gates:
@@ -133,24 +152,33 @@ def load_gates(folder: Path, keys: Sequence[str] | None = None) -> Gates:
             }
         )
     except (KeyError, RuntimeError, TypeError) as error:
-        raise AdapterError(f"does not fit its {CONFIG} ({error})", path, "Train the gates again.") from error
+        raise AdapterError(f"does not fit its {CONFIG} ({error})", path, ANEW) from error
     if tensors:
-        raise AdapterError(f"holds {next(iter(tensors))}, of which {CONFIG} says nothing", path)
+        raise AdapterError(f"holds {next(iter(tensors))}, which its {CONFIG} lacks", path, ANEW)
     if bad := next((key for key, value in gates.state_dict().items() if not value.isfinite().all()), None):
-        raise AdapterError(f"holds numbers that are not finite ({bad})", path, "Train the gates again.")
+        raise AdapterError(f"holds numbers that are not finite ({bad})", path, ANEW)
     return gates.requires_grad_(False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """All tensors of a file in a gates' folder, as they were saved.
 
     Raises:
-        AdapterError: when it is missing or damaged.
+        AdapterError: when the file is missing, damaged or another one than the folder's config says.
     """
     try:
-        return load_file(path)
+        content = path.read_bytes()
+        found = sha256(content)
+        if read_config(path.parent).files.get(path.name, found) != found:
+            raise AdapterError(f"is damaged: it is not the file of which {CONFIG} has the SHA-256", path, ANEW)
+        return load(content)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"is not a readable safetensors file ({error})", path, "Train the gates again.") from error
+        raise AdapterError(f"is not a readable safetensors file ({error})", path, ANEW) from error
+
+
+def sha256(content: bytes) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def check_fit(saved: Saved, base: Base, experts: Sequence[Expert], where: object) -> None:
