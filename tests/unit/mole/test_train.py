@@ -436,6 +436,22 @@ def test_loras_with_no_module_in_common_train() -> None:
         assert math.isfinite(found[-1].loss)
 
 
+def test_in_half_precision_the_gates_stay_in_full() -> None:
+    """A bf16 base and bf16 LoRAs, as on GPUs: the gates' gradients are those of fp32 but for rounding."""
+    full, half = trainer(kind=KINDS[1]), trainer(kind=KINDS[1])
+    model, pool = tiny_model().bfloat16(), LivePool(some_adapters(), "cpu", torch.bfloat16)
+    half = Trainer(model, pool, half.gates, half.batch_of, loss, QUICK)
+    some = texts(0, 4)
+    for one in (full, half):
+        randomise(one.gates, 3)
+    expected, found = gradients(full, some), gradients(half, some)
+    flat, other = (torch.cat([g.flatten() for g in each.values()]) for each in (expected, found))
+    assert torch.cosine_similarity(flat, other, dim=0) > 0.99
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in half.gates.parameters() if p.grad is not None)
+    list(half.run())
+    assert half.step == 4
+
+
 def test_two_processes_train_the_gates_of_one(tmp_path: Path) -> None:
     """Through accelerate, with the variables that `accelerate launch --cpu --num_processes 2` sets."""
     with socket.socket() as free:
