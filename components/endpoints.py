@@ -11,7 +11,7 @@ import lego
 from backends import bases, library
 from backends.library import Entry
 from backends.text import generate
-from components import compare, comparison, export, making, maps
+from components import compare, comparison, export, gate_endpoints, making, maps
 from components.messages import told
 from components.session import Column, Weighting
 from components.shelf import builtin, checked_base, local, named
@@ -148,7 +148,9 @@ def compare_variants(
     """Let several variants of a base answer the same prompts, in one batch.
 
     Args:
-        variants: each {"name": …, "adapters": {key or name: weight}}; no adapters is the base alone.
+        variants: each {"name": …, "adapters": {key or name: weight}}; no adapters is the base alone. Gates with their own LoRAs
+            are {"name": …, "gates": key or name, "masked": [LoRAs to leave out]}, for example
+            {"name": "without sentiment", "gates": "three-tasks", "masked": ["sentiment"]}.
         prompts: the prompts.
         base: the built-in model unless given.
         length: most new tokens.
@@ -178,14 +180,21 @@ def _columns(variants: Any, prompts: int) -> list[Column]:
         )
     columns = []
     for i, variant in enumerate(variants):
-        weights = variant.get("adapters") or {}
-        if not isinstance(weights, dict):
-            raise AdapterError("a variant's adapters must be {name: weight}", f"variant {i}")
-        weighting = Weighting(tuple((named(name).key, _number("weight", weight)) for name, weight in weights.items()))
-        columns.append(
-            Column(str(i), str(variant.get("name") or ("base" if not weights else f"variant {i}"))[:80], weighting)
-        )
+        weighting = _weighting(variant, f"variant {i}")
+        name = variant.get("name") or (f"variant {i}" if weighting.adapters else "base")
+        columns.append(Column(str(i), str(name)[:80], weighting))
     return columns
+
+
+def _weighting(variant: dict[str, Any], where: str) -> Weighting:
+    weights = variant.get("adapters") or {}
+    if not isinstance(weights, dict):
+        raise AdapterError("a variant's adapters must be {name: weight}", where)
+    if gates := variant.get("gates"):
+        if weights:
+            raise AdapterError("a variant has adapters or gates, not both", where)
+        return gate_endpoints.gated(gates, variant.get("masked"))
+    return Weighting(tuple((named(name).key, _number("weight", weight)) for name, weight in weights.items()))
 
 
 def register() -> None:
@@ -196,3 +205,4 @@ def register() -> None:
     gr.api(unit_map, api_name="unit_map", **free)
     gr.api(merge, api_name="merge", concurrency_limit=2, concurrency_id="merge")
     gr.api(compare_variants, api_name="compare", concurrency_limit=1, concurrency_id="model")
+    gate_endpoints.register()

@@ -186,7 +186,15 @@ def gate_changes(rows: Sequence[str], groups: Sequence[Group], change: np.ndarra
 def _gate_map(
     rows: Sequence[str], groups: Sequence[Group], values: np.ndarray, title: str, scale: dict, shown: str
 ) -> go.Figure:
-    bar = {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%", "len": 1, "y": 0.5}
+    bar = {
+        "orientation": "h",
+        "thickness": 8,
+        "outlinewidth": 0,
+        "tickformat": ".0%",
+        "y": 0,
+        "yanchor": "top",
+        "nticks": 5,
+    }
     columns, places = list(range(len(groups))), list(range(len(rows)))
     told = [[f"{row}: {escape(group.name)}" for group in groups] for row in rows]
     hover = f"%{{text}} {shown}<extra></extra>"
@@ -194,21 +202,21 @@ def _gate_map(
         z=values, x=columns, y=places, text=told, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar, **scale
     )
     figure = go.Figure(heat)
-    _style(figure, height=130 + min(800, 16 * max(6, len(rows))))
+    _style(figure, height=160 + min(800, 16 * max(6, len(rows))))
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
     top = {"side": "top", "tickangle": -30, "title": {"text": title, "standoff": 6, "font": {"size": 13}}}
     names = [_named(group) for group in groups]
     figure.update_layout(
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        margin={"l": 8, "r": 84, "t": 8, "b": 40},  # the last name leans to the right
         xaxis={**plain, **top, "tickvals": columns, "ticktext": names},
-        yaxis={**plain, "autorange": "reversed", "ticksuffix": " ", **_every(rows)},
+        yaxis={**plain, "autorange": "reversed", "ticksuffix": "\u00a0", **_every(rows)},
     )
     return figure
 
 
 def _named(group: Group) -> str:
     """A LoRA's name behind a brick of its colour."""
-    name = group.name if len(group.name) <= 20 else f"{group.name[:19]}…"
+    name = group.name if len(group.name) <= 18 else f"{group.name[:17]}…"
     return f'<span style="color:{group.colour};fill:{group.colour}">■</span> {escape(name)}'
 
 

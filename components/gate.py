@@ -198,8 +198,8 @@ def answered(session: Session, mine: Gating, mask: tuple[str, ...], prompts: lis
     shown = [Column("all", "With all", mine.weighting(), session.slots(mine.experts))]
     if mask:
         kept = tuple(key for key in mine.experts if key not in mask)
-        name = without(session, mask, shelf(session)).capitalize()
-        shown.append(Column("masked", name, mine.weighting(mask), session.slots(kept)))
+        name = without(session, mask, shelf(session))
+        shown.append(Column("masked", name.replace("without", "Without", 1), mine.weighting(mask), session.slots(kept)))
     wanted = Sampling(max_new_tokens=ANSWER, chat=chats(session))
     found = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
     base = loading(session.base).base()
