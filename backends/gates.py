@@ -27,7 +27,7 @@ KEPT = 8
 """Gates kept in memory: the latest."""
 
 _entries: dict[str, GateEntry] = {}
-_loaded: OrderedDict[tuple[str, str], Gates] = OrderedDict()
+_loaded: OrderedDict[tuple[str, str, str], Gates] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -123,7 +123,7 @@ def loaded(base: TextBase, key: str) -> Gates:
     Raises:
         AdapterError: when there are none with this key, or they belong to another base or to LoRAs that the library lacks.
     """
-    found, place = entry(key), (key, base.info.id)
+    found, place = entry(key), (key, base.fingerprint, str(base.device))
     with _lock:
         if place in _loaded:
             _loaded.move_to_end(place)

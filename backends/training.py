@@ -114,7 +114,11 @@ class Training:
         checkpoint.check_fit(saved, base_of(self.base), experts_of(self.keys), folder)
         if saved.recipe.gates != self.recipe.gates:
             raise AdapterError("holds gates of another kind than the recipe's", folder, "Train them anew.")
-        self.trainer.resume(checkpoint.read_tensors(folder / checkpoint.TRAINING))
+        place = folder / checkpoint.TRAINING
+        try:
+            self.trainer.resume(checkpoint.read_tensors(place))
+        except AdapterError as error:
+            raise AdapterError(error.what, error.where or place, error.fix) from error
 
     def save(self, folder: Path) -> None:
         """Write the gates as they are now.

@@ -66,9 +66,7 @@ class Saved(Part):
     sites: list[Place] = Field(min_length=1, description="a list of {name: …, modules: …, readers: …}")
     length: int = Field(default=1, ge=1, description="the number of tokens a gate reads")
     steps: int = Field(ge=0, description="the steps that were trained")
-    files: dict[str, Annotated[str, Field(pattern=HASH)]] = Field(
-        default={}, description="{gates.safetensors: its SHA-256, …}"
-    )
+    files: dict[str, Annotated[str, Field(pattern=HASH)]] = Field(description="{gates.safetensors: its SHA-256, …}")
     recipe: GateRecipe = Field(description="the recipe of the training")
 
 

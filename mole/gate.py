@@ -183,12 +183,12 @@ class Gates(nn.Module):
         """
         if self.config.pooling == "mean":
             share = prompt / prompt.sum(dim=1, keepdim=True)
-            seen = (share.to(x.dtype)[:, None] @ x).float()
+            seen = (share.to(x.dtype)[:, None] @ x).float().to(pool.device)
         else:
             if x.shape[1] != self.length:
                 what = f"gets {x.shape[1]} tokens, but the gate was made for {self.length}"
                 raise AdapterError(what, site.name, "Use pooling: mean where lengths vary.")
-            seen = (x * prompt[..., None]).float()
+            seen = (x * prompt[..., None]).float().to(pool.device)
         if self.config.reads == "outputs":
             seen = torch.cat([self.outputs(key, site, seen, pool) for key in self.experts], dim=-1)
         flat = seen.flatten(1)

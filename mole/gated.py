@@ -81,8 +81,9 @@ class Gated(Live):
 
     def __enter__(self) -> Gated:
         super().__enter__()
-        if self.prompt is not None:
-            self._now = {}
+        if self.prompt is None:  # nothing is read, what was chosen stays
+            return self
+        self._now = {}
         for route, mask in zip(self.routes, self._masks, strict=True):
             for site, gate in route.gates.items():
                 first = self._layers[site.readers[0]]
@@ -99,17 +100,17 @@ class Gated(Live):
         """A hook before the first reader: choose, and weigh the site's units accordingly."""
 
         def decide(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self.prompt is None:
-                return
-            x, prompt = inputs[0], self.prompt
+            assert self.prompt is not None
+            x, prompt = inputs[0], self.prompt.to(inputs[0].device)
             if x.dim() == 2:
                 x = x.view(*prompt.shape, -1)
             rows = torch.as_tensor(route.rows, device=x.device)
             whole = list(route.rows) == list(range(len(x)))
             x, prompt = (x, prompt) if whole else (x[rows], prompt[rows])
             read = route.reads[site.name] = route.gates.read(site, x, prompt, self.pool)
-            chosen = gate(read, None if mask is None else mask.to(x.device).expand(len(x), -1))
+            chosen = gate(read, None if mask is None else mask.to(read.device).expand(len(x), -1))
             route.chosen[site.name] = chosen
+            rows = rows.to(chosen.device)
             for module in site.modules:
                 given = self._given[module]
                 weights = given[rows] * route.gates.unit_weights(module, chosen, self.pool)

@@ -44,7 +44,7 @@ class Branch:
         """``output + (w ⊙ (x Aᵀ)) Bᵀ``; the output itself is overwritten only where no gradient is recorded."""
         x, down, up = inputs[0], self.down, self.up
         flat = x.reshape(-1, down.shape[0])
-        hidden = torch.mm(flat if flat.dtype == down.dtype else flat.to(down.dtype), down)
+        hidden = torch.mm(flat.to(down.device, down.dtype), down)
         if self.weights is not None:
             hidden = self._weigh(hidden, x.shape[:-1])
         if output.dtype != up.dtype or not output.is_contiguous():
@@ -86,6 +86,10 @@ class Live:
         self.tokens = 0
         self._model = model
         self._layers = find_layers(model, pool)
+        self._factors = {
+            module: (down.to(device := device_of(self._layers[module], pool.device)), up.to(device))
+            for module, (down, up) in pool.modules.items()
+        }
         self._branches: dict[str, Branch] = {}
         self._handles: dict[str, RemovableHandle] = {}
         self._watch: RemovableHandle | None = None
@@ -123,7 +127,7 @@ class Live:
         """
         if module not in self._layers:
             raise AdapterError("is not a module of the loaded adapters", module)
-        down, up = self.pool.modules[module]
+        down, up = self._factors[module]
         if weights.dim() != 2 or weights.shape[1] != up.shape[0]:
             raise AdapterError(f"weights have shape {tuple(weights.shape)} for {up.shape[0]} units", module)
         if not weights.requires_grad:
@@ -208,6 +212,15 @@ def find_layers(model: nn.Module, pool: LivePool) -> dict[str, nn.Linear]:
             raise AdapterError(f"module {module} {reason}", owner, "It was made for another base model.")
         found[module] = layers[module]  # type: ignore[assignment]  # check_fit has seen that it is one
     return found
+
+
+def device_of(layer: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a layer computes: in a model spread over devices each has its own, and one whose weights wait elsewhere says so."""
+    told = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    if told is not None:
+        return torch.device(told)
+    weight = layer.get_parameter("weight")
+    return otherwise if weight.device.type == "meta" else weight.device
 
 
 def check_fit(layer: nn.Module | None, d_in: int, d_out: int) -> str | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -246,3 +247,16 @@ def test_a_lora_of_another_architecture_is_refused() -> None:
     )
     with pytest.raises(AdapterError, match=r"stranger: module transformer\.h\.0\.attn\.c_attn .* is not in the model"):
         Gated(tiny_model(), pool_for({**some_adapters(), "stranger": stranger}))
+
+
+def test_a_base_whose_weights_wait_elsewhere() -> None:
+    """As with a ``device_map`` that offloads: accelerate brings each layer's weights when it runs."""
+    adapters = some_adapters()
+    model, live, gates = make(adapters)
+    randomise(gates, 0)
+    weightings = ones(list(adapters), len(IDS))
+    expected = run(model, live, weightings, [Route(gates, range(len(IDS)))])
+    offloaded = accelerate.cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+    found = run(offloaded, Gated(offloaded, live.pool), weightings, [Route(gates, range(len(IDS)))])
+    torch.testing.assert_close(found, expected)
