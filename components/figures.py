@@ -204,7 +204,12 @@ def _gate_map(
     figure = go.Figure(heat)
     _style(figure, height=160 + min(800, 16 * max(6, len(rows))))
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
-    top = {"side": "top", "tickangle": -30, "title": {"text": title, "standoff": 6, "font": {"size": 13}}}
+    top = {
+        "side": "top",
+        "tickangle": -30,
+        "ticklabeloverflow": "allow",
+        "title": {"text": title, "standoff": 6, "font": {"size": 13}},
+    }
     names = [_named(group) for group in groups]
     figure.update_layout(
         margin={"l": 8, "r": 84, "t": 8, "b": 40},  # the last name leans to the right

@@ -1,0 +1,386 @@
+"""What the Gate tab decides without a server: recipes from controls, training and stopping, masks, added gates, pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from backends import gates as store
+from backends import library
+from backends.bases import TextBase
+from components import adding, comparison, export, figures, gate, gating, shelf, training, uploads, work
+from components.session import Column, Gating, Pick, Session, columns
+from lego import AdapterError
+from mole import checkpoint
+from mole.gate import BASE, GateConfig
+from mole.live import Weighting
+from mole.train import TrainConfig, Trainer
+from tests.tiny import tiny_base, tiny_entry
+
+ROWS = [{"prompt": f"what is {word}?", "answer": word[::-1]} for word in ("one", "two", "three", "four", "five", "six")]
+
+
+class Ready:
+    """A base that is loaded already."""
+
+    done, error = True, None
+
+    def __init__(self, base: TextBase) -> None:
+        self._base = base
+
+    def base(self) -> TextBase:
+        return self._base
+
+    def watch(self) -> list[None]:
+        return []
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextBase:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    made = tiny_base()
+    made.fingerprint = "a" * 64
+    monkeypatch.setattr(work, "_loadings", {"tiny": Ready(made)})
+    return made
+
+
+@pytest.fixture
+def session(base: TextBase, tmp_path: Path) -> Session:
+    keys = [tiny_entry(tmp_path / name, seed).key for seed, name in enumerate(("first", "second"))]
+    return Session("tiny", tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys)), added=tuple(keys))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def values(file: Path | None = None, tasks: tuple[str, ...] = (), **changed: Any) -> list[Any]:
+    """What the section's components hold: their defaults, but for what is changed."""
+    with gr.Blocks():
+        _, _, shares, _, file_share, fields, *_ = training.create_settings()
+    names = (*training.GATES, *training.TRAINING, *training.SELDOM)
+    given = [changed.get(name, field.value) for name, field in zip(names, fields, strict=True)]
+    assert set(changed) <= set(names)
+    return [list(tasks), file and str(file), file_share.value, *(share.value for share in shares), *given]
+
+
+SHORT = {"steps": 3, "batch": 2, "calibration": 2, "lr": 0.01}
+
+
+def trained(session: Session, file: Path, **changed: Any) -> list[tuple]:
+    return list(training.run(session, "ticket", "my gates", *values(file, **{**SHORT, **changed})))
+
+
+@pytest.fixture
+def mine(session: Session, file: Path) -> Gating:
+    """Gates trained for a moment."""
+    made = trained(session, file)[-1][4]
+    assert isinstance(made, Gating)
+    return made
+
+
+def cells(plot: gr.Plot) -> np.ndarray:
+    """The numbers of a heat map as they go to the browser."""
+    z = json.loads(plot.value["plot"])["data"][0]["z"]
+    if isinstance(z, list):
+        return np.array(z)
+    shape = tuple(int(size) for size in z["shape"].split(","))
+    return np.frombuffer(base64.b64decode(z["bdata"]), z["dtype"]).reshape(shape)
+
+
+def test_untouched_controls_are_the_configs_defaults(session: Session, file: Path) -> None:
+    recipe = training.read(session, tuple(values(file, ("sentiment", "language"))))
+    assert recipe.gates == GateConfig()
+    assert recipe.training == TrainConfig()
+    assert [(data.rows.rsplit("/", 1)[-1], data.share) for data in recipe.data] == [
+        ("sentiment", 1.0),
+        ("language", 1.0),
+        ("mine.jsonl", 1.0),
+    ]
+
+
+def test_every_setting_has_a_control_or_a_reason() -> None:
+    shown = {*training.GATES, *training.TRAINING, *training.SELDOM}
+    assert {*GateConfig.model_fields, *TrainConfig.model_fields} - shown == {"pooling", "micro_batch"}
+
+
+def test_training_streams_and_ends_with_gates_of_the_session(session: Session, file: Path) -> None:
+    states = trained(session, file)
+    drawn = [(curves, choices) for _, _, curves, choices, *_ in states if isinstance(choices, figures.go.Figure)]
+    assert drawn
+    assert [list(trace.x) for trace in drawn[-1][0].data] == [[1, 2, 3]] * 3
+    np.testing.assert_allclose(np.asarray(drawn[-1][1].data[0].z).sum(axis=1), 1, rtol=1e-5)
+    made = states[-1][4]
+    assert (made.name, made.base, made.experts) == ("my gates", "tiny", tuple(p.key for p in session.picks))
+    assert store.entry(made.key).saved.steps == 3
+    assert columns(session.gate(made), shelf.shelf(session))[-1].weighting.gates == made.key
+
+
+def test_stop_keeps_what_was_learned(session: Session, file: Path) -> None:
+    states = training.run(session, "ticket", "", *values(file, **{**SHORT, "steps": 1000}))
+    for state in states:
+        if "step 1 of" in state[0]:
+            assert "Stopping" in training.stopping("ticket")[0]
+        last = state
+    assert 1 <= store.entry(last[4].key).saved.steps < 1000
+    assert "of 1000 steps" in last[0]
+    assert "ticket" not in work._stops
+
+
+def test_stopped_before_the_first_step_there_is_nothing_to_keep(session: Session, file: Path) -> None:
+    training.stopping("early")
+    with pytest.raises(gr.Error, match="nothing was learned"):
+        list(training.run(session, "early", "", *values(file, **SHORT)))
+
+
+def test_a_loss_that_is_not_finite_is_told_and_the_last_good_gates_are_kept(
+    session: Session, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer.backward
+
+    def broken(self: Trainer, *given: Any) -> Any:
+        return plain(self, *given) * (float("nan") if self.step == 2 else 1.0)
+
+    monkeypatch.setattr(Trainer, "backward", broken)
+    last = trained(session, file, steps=5)[-1]
+    assert "Training ended early" in last[0]
+    assert "nan" in last[0]
+    kept = store.entry(last[4].key).saved.steps
+    assert 1 <= kept <= 2
+    assert f"those of step {kept}" in last[0]
+
+
+def test_one_lora_is_told(session: Session, file: Path) -> None:
+    one = session.toggle(session.picks[0].key)
+    with pytest.raises(gr.Error, match="one LoRA leaves nothing to choose"):
+        trained(one, file)
+    assert list(training.run(one, "t", "", *values(file, base_expert=True, **SHORT)))[-1][4]
+    with pytest.raises(gr.Error, match="no LoRAs are picked"):
+        trained(Session("tiny"), file)
+
+
+def test_a_bad_line_is_told_by_its_number_without_the_servers_paths(session: Session, file: Path) -> None:
+    file.write_text(file.read_text() + '{"prompt": 3}\n')
+    with pytest.raises(gr.Error, match=r"mine\.jsonl, line 7: is not a row") as error:
+        trained(session, file)
+    assert str(file.parent) not in str(error.value)
+    said = list(training.estimate(session, *values(file)))
+    assert "line 7" in said[-1]
+
+
+def test_settings_out_of_range_are_told(session: Session, file: Path) -> None:
+    with pytest.raises(gr.Error, match=r"training\.steps"):
+        trained(session, file, steps=0)
+    with pytest.raises(gr.Error, match="nothing to train on"):
+        list(training.run(session, "t", "", *values(None)))
+
+
+def test_the_estimate_is_told_before_starting(session: Session, file: Path) -> None:
+    few, many = (
+        gating.cost("tiny", tuple(p.key for p in session.picks), training.read(session, tuple(values(file, steps=n))))
+        for n in (1, 10_000)
+    )
+    assert many.seconds > 100 * few.seconds
+    assert many.gates == few.gates == 2
+    text = list(training.estimate(session, *values(file, **SHORT)))[-1]
+    assert "3 steps of 2 samples; 2 gates" in text
+    assert f"{few.parameters:,} trained parameters" in text
+
+
+def test_a_path_is_no_task() -> None:
+    with pytest.raises(AdapterError, match="there is no task '/etc/passwd'"):
+        gating.task_rows(["/etc/passwd"], {})
+
+
+def test_where_others_wait_trainings_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "owner/name")
+    data, training_of = [{"rows": "sentiment"}], {"steps": 1001, "batch": 10}
+    with pytest.raises(AdapterError, match="10010 samples are too many here"):
+        gating.recipe_of(["a", "b"], data, {}, training_of)
+
+
+def test_gates_join_once_and_keep_their_masks(session: Session) -> None:
+    keys = tuple(pick.key for pick in session.picks)
+    made = Gating("g", "gates", "tiny", keys)
+    joined = session.gate(made).mask("g", keys[:1]).mask("g", keys[:1]).gate(Gating("g", "renamed", "tiny", keys))
+    found = columns(joined, shelf.shelf(joined))[-2:]
+    title = library.entry(keys[0]).title
+    assert [column.name for column in found] == ["renamed", f"renamed without {title}"]
+    assert found[0].weighting == Weighting(tuple((key, 1.0) for key in keys), gates="g")
+    assert found[1].weighting == Weighting(tuple((key, 1.0) for key in keys), gates="g", masked=keys[:1])
+    assert [column.slots for column in found] == [(0, 1), (1,)]
+
+
+def test_gates_of_another_base_are_no_variant(session: Session) -> None:
+    keys = tuple(pick.key for pick in session.picks)
+    other = session.gate(Gating("g", "gates", "other", keys))
+    assert not any(column.weighting.gates for column in columns(other, shelf.shelf(other)))
+
+
+def test_the_page_opens_with_the_gates_that_ship() -> None:
+    opened = shelf.start_session("base")
+    assert {made.key for made in opened.gates} == {found.key for found in store.builtin()}
+
+
+def test_without_gates_the_tab_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store, "ASSETS", tmp_path)
+    opened = shelf.start_session("base")
+    assert opened.gates == ()
+    assert "No trained gates yet" in gate.refresh(opened, None, [])[1]
+    assert list(gate.look(opened, True, None, None, "a", "", gate.BESIDE, [])) == []
+
+
+def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -> None:
+    session, (first, second) = session.gate(mine), mine.experts
+    states = list(gate.look(session, True, None, mine.key, "what is one?", "two", gate.BESIDE, [first]))
+    plots = [state[1:3] for state in states if isinstance(state[1], gr.Plot)]
+    assert len(plots) == 1
+    np.testing.assert_allclose([cells(plot) for plot in plots[0]], [[[0, 1]] * 2] * 2, atol=1e-6)
+    answers = [state[3] for state in states if isinstance(state[3], str)][-1]
+    assert "With all" in answers
+    assert f"Without {library.entry(first).title}" in answers
+    seen = states[-1][4]
+    assert list(gate.look(session, True, seen, mine.key, "what is one?", "two", gate.BESIDE, [first])) == []
+    with pytest.raises(gr.Error, match="everything is masked"):
+        list(gate.look(session, True, None, mine.key, "a", "", gate.BESIDE, [first, second]))
+
+
+def test_a_mask_joins_the_variants(session: Session, mine: Gating) -> None:
+    kept = gate.keep(session.gate(mine), mine.key, [mine.experts[1]])
+    assert kept.gates[0].masks == ((mine.experts[1],),)
+    with pytest.raises(gr.Error, match="nothing is masked"):
+        gate.keep(kept, mine.key, [])
+    with pytest.raises(gr.Error, match="not among your gates"):
+        gate.keep(session, mine.key, [mine.experts[1]])
+
+
+def test_the_base_can_be_masked_where_it_is_an_expert(session: Session, file: Path) -> None:
+    made = trained(session, file, base_expert=True)[-1][4]
+    _, _, _, masks, _ = gate.refresh(session.gate(made), made.key, [])
+    assert [key for _, key in masks.choices] == [*made.experts, BASE]
+    kept = gate.keep(session.gate(made), made.key, [BASE])
+    assert columns(kept, shelf.shelf(kept))[-1].name == "my gates without the base"
+
+
+def test_a_download_can_be_added_again(session: Session, mine: Gating) -> None:
+    file = export.gates_zip(store.entry(mine.key), mine.name)
+    with zipfile.ZipFile(file) as archive:
+        assert set(archive.namelist()) == {f"my-gates/{name}" for name in uploads.GATE_FILES}
+    added, made = adding.admit(session, adding.open_files([str(file)]))
+    assert (made.key, made.base, made.experts) == (mine.key, "tiny", mine.experts)
+    folder = store.entry(mine.key).path
+    pair = [str(folder / name) for name in (checkpoint.WEIGHTS, checkpoint.CONFIG)]
+    assert adding.open_files(pair)[0] == adding.open_folder(added, str(folder))[0] == mine.key
+
+
+def test_gates_whose_loras_are_missing_say_which(session: Session, mine: Gating) -> None:
+    less = Session("tiny", session.picks[:1], added=(session.picks[0].key,))
+    with pytest.raises(gr.Error, match=r"LoRAs that are not in your library: second \([0-9a-f]{12}\)"):
+        adding.admit(less, (mine.key, ()))
+
+
+def test_a_folders_recipe_finds_its_loras(session: Session, mine: Gating) -> None:
+    nobody = Session("tiny")
+    opened = adding.open_folder(nobody, str(store.entry(mine.key).path))
+    added, made = adding.admit(nobody, opened)
+    assert set(added.added) == set(mine.experts) == set(made.experts)
+
+
+def test_gates_of_another_base_say_so_when_added(session: Session, mine: Gating, base: TextBase) -> None:
+    base.fingerprint = "b" * 64
+    elsewhere = Session("other", session.picks, session.added)
+    _, made = adding.admit(elsewhere, (mine.key, ()))
+    assert made.base == "tiny"
+    states = gate.look(session.gate(mine), True, None, mine.key, "a", "", gate.BESIDE, [])
+    with pytest.raises(gr.Error, match="was trained on the base tiny"):
+        list(states)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "holds no trained gates"), ([checkpoint.CONFIG], "readable"), (["a/x", "b/x"], "there twice")],
+)
+def test_zips_that_hold_no_gates_are_refused(
+    base: TextBase, mine: Gating, tmp_path: Path, names: list[str], message: str
+) -> None:
+    source = store.entry(mine.key).path
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        archive.writestr("../../outside.txt", "no")
+        for name in names:
+            target = name.replace("x", checkpoint.CONFIG)
+            archive.writestr(target, (source / checkpoint.CONFIG).read_bytes())
+    with pytest.raises(gr.Error, match=message):
+        adding.open_files([str(tmp_path / "made.zip")])
+    assert not list(tmp_path.rglob("outside.txt"))
+    (tmp_path / "no.zip").write_bytes(b"PK no")
+    with pytest.raises(gr.Error, match="not a readable zip"):
+        adding.open_files([str(tmp_path / "no.zip")])
+
+
+def test_local_folders_of_gates_are_closed_on_a_space(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "owner/name")
+    with pytest.raises(gr.Error, match="not opened here"):
+        adding.open_folder(session, "/tmp")
+
+
+def test_an_export_names_gates_and_mask() -> None:
+    column = Column("0", "gated", Weighting((("a", 1.0), ("b", 1.0)), gates="g", masked=("b",)))
+    told = comparison.begin("base", [column], ["hi"], {}).data()["variants"][0]
+    assert (told["gates"], told["masked"]) == ("g", ["b"])
+    assert [each["key"] for each in told["adapters"]] == ["a", "b"]
+
+
+def test_the_heat_map_has_gates_as_rows_and_coloured_loras_as_columns() -> None:
+    shares = np.array([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+    groups = [figures.Group("A <b>", 0), figures.Group("Base", None)]
+    drawn = figures.gate_map(["block 0", "block 1", "block 2"], groups, shares)
+    assert np.array_equal(drawn.data[0].z, shares)
+    assert drawn.layout.yaxis.autorange == "reversed"
+    assert list(drawn.layout.yaxis.ticktext) == ["block 0", "block 1", "block 2"]
+    first, second = drawn.layout.xaxis.ticktext
+    assert groups[0].colour in first
+    assert "A &lt;b&gt;" in first
+    assert groups[1].colour in second
+    assert drawn.data[0].text[1][0].startswith("block 1: A")
+
+
+def test_the_difference_is_the_other_prompt_less_the_first(session: Session, mine: Gating) -> None:
+    chosen = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]])
+    found = store.entry(mine.key)
+    plot, hidden = gate.pictures(session.gate(mine), found, ["one", "two"], gate.DIFFERENCE, chosen)
+    np.testing.assert_allclose(cells(plot), [[-0.7, 0.7], [0, 0]], atol=1e-12)
+    assert hidden.visible is False
+
+
+@pytest.mark.parametrize(
+    ("site", "told"),
+    [
+        ("", "network"),
+        ("model.layers.3", "block 3"),
+        ("model.layers.3.self_attn", "block 3 self_attn"),
+        ("model.layers.12.self_attn.q_proj", "block 12 q_proj"),
+        ("lm_head", "lm_head"),
+    ],
+)
+def test_places_have_short_names(site: str, told: str) -> None:
+    assert gating.place_of(site) == told
+
+
+def test_a_ticket_is_one_flag_until_it_is_forgotten() -> None:
+    flag = work.stop_of("one")
+    assert isinstance(flag, threading.Event)
+    assert work.stop_of("one") is flag
+    work.forget("one")
+    assert work.stop_of("one") is not flag
+    work.forget("one")
