@@ -6,12 +6,15 @@ import json
 import math
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from safetensors.numpy import load_file
 
+ADAPTERS = Path(__file__).parents[2] / "assets" / "text" / "adapters"
 SOURCES = ["past-tense", "sentiment"]
 SHORT = {"steps": 2, "batch": 2, "calibration": 2, "lr": 0.001}
 PROMPTS = ["What is the past tense of 'go'? Answer with one word.", "Is this good or bad?\nI loved every minute of it."]
@@ -26,6 +29,12 @@ def steps(client: Client) -> list[dict]:
     return list(job)
 
 
+def parts() -> set[str]:
+    """The attentions and feed-forwards that the LoRAs adapt, from their files: base_model.model.model.layers.3.self_attn.…"""
+    files = [ADAPTERS / name / "adapter_model.safetensors" for name in SOURCES]
+    return {".".join(key.split(".")[2:6]) for file in files for key in load_file(file)}
+
+
 def test_a_training_streams_its_steps_and_ends_with_a_key(steps: list[dict]) -> None:
     *streamed, last = steps
     assert [step["step"] for step in streamed] == [1, 2]
@@ -34,7 +43,7 @@ def test_a_training_streams_its_steps_and_ends_with_a_key(steps: list[dict]) -> 
     assert first["entropy"] == pytest.approx(math.log(2), rel=1e-5)
     np.testing.assert_allclose(first["shares"], 0.5, atol=1e-6)
     np.testing.assert_allclose(np.sum(streamed[1]["shares"], axis=1), 1, rtol=1e-5)
-    assert len(first["shares"]) == last["gates"] == 30  # these LoRAs adapt the attention only
+    assert len(first["shares"]) == last["gates"] == len(parts())
     assert last["stopped"] is None
     with zipfile.ZipFile(last["file"]) as archive:
         config = json.loads(archive.read("two/gate_config.json"))

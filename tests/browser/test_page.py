@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.test_main_job import tab
 
 Opened = Callable[..., Page]
-TABS = ("Library", "Map", "Merge", "Compare")
+TABS = ("Library", "Map", "Merge", "Gate", "Compare")
 
 
 def test_the_page_opens_ready_to_compare(opened: Opened) -> None:
