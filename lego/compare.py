@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Comparison:
         products: their inner products by module.
         merges: those of them that carry a recipe whose sources are all among them, against the exact sum of these.
         missing: merged adapters whose sources are not all among them, and which are not.
+        apart: pairs that adapt no module together, of which the measures say nothing.
         interference: between those that are not such merges; None when there are fewer than two.
     """
 
@@ -69,6 +71,7 @@ class Comparison:
     products: Products
     merges: tuple[MergeCheck, ...]
     missing: dict[str, list[str]]
+    apart: tuple[tuple[str, str], ...]
     interference: Interference | None
 
     @property
@@ -94,6 +97,10 @@ class Comparison:
             every = check.fidelity.total()
             told = ", ".join(f"{name.replace('_', ' ')} {float(getattr(every, name)):.4g}" for name in MEASURES)
             lines += ["", f"{short(check.name, 28)} against the exact sum: {told}", check.effective.text()]
+        lines += [""] if self.apart else []
+        for one, other in self.apart[:LINES]:
+            lines.append(f"{short(one, 28)} and {short(other, 28)} adapt no module together; are they for one base?")
+        lines += left_out(len(self.apart), "such pairs")
         for name, sources in self.missing.items():
             lines += ["", f"{short(name, 28)}: sources not given: {short(', '.join(sources), 50)}"]
         if self.interference:
@@ -114,6 +121,7 @@ class Comparison:
             "modules": [{"module": module, **tables(inner)} for module, inner in modules],
             "merges": [check.as_dict() for check in self.merges],
             "sources_not_given": self.missing,
+            "no_module_together": [list(pair) for pair in self.apart],
             "interference": self.interference.as_dict() if self.interference else None,
         }
 
@@ -145,6 +153,7 @@ def compare(adapters: Sequence[Adapter]) -> Comparison:
         inner_products(adapters),
         tuple(merges.values()),
         missing,
+        tuple((a.name, b.name) for a, b in combinations(adapters, 2) if a.modules.keys().isdisjoint(b.modules)),
         interference(rest) if len(rest) > 1 else None,
     )
 

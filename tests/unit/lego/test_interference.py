@@ -161,3 +161,13 @@ def test_bad_input() -> None:
         interference(mixed_adapters(), rows=0)
     with pytest.raises(AdapterError, match="shape"):
         compare([one_unit("one", [1, 0], [1, 0]), one_unit("other", [1, 0, 0], [1, 0])])
+
+
+def test_adapters_without_a_common_module_are_named() -> None:
+    one, other = make_adapter("one", 1, kinds=("q_proj",)), make_adapter("other", 2, kinds=("k_proj", "up_proj"))
+    both = make_adapter("both", 3, kinds=("q_proj", "k_proj"))
+    found = compare([one, both, other])
+    assert found.apart == (("one", "other"),)
+    assert found.as_dict()["no_module_together"] == [["one", "other"]]
+    assert "one and other adapt no module together" in found.text()
+    assert "together" not in compare([one, both]).text()
