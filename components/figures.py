@@ -199,7 +199,15 @@ def _gate_map(
     told = [[f"{row}: {escape(group.name)}" for group in groups] for row in rows]
     hover = f"%{{text}} {shown}<extra></extra>"
     heat = go.Heatmap(
-        z=values, x=columns, y=places, text=told, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar, **scale
+        z=values,
+        x=columns,
+        y=places,
+        text=told,
+        xgap=1,
+        ygap=int(len(rows) <= 60),
+        hovertemplate=hover,
+        colorbar=bar,
+        **scale,
     )
     figure = go.Figure(heat)
     _style(figure, height=160 + min(800, 16 * max(6, len(rows))))
@@ -252,8 +260,8 @@ def curves(steps: Sequence[int], lines: dict[str, tuple[Sequence[float], float |
     _style(figure, height=420)
     figure.update_layout(showlegend=False, margin={"l": 48, "r": 12, "t": 28, "b": 40})
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=4)
-    figure.update_xaxes(gridcolor=GRID, zeroline=False, range=[0, most + 0.5], tickformat="d")
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=4, automargin=True)
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, range=[0, most + 0.5], dtick=max(1, -(-most // 8)))
     figure.update_xaxes(title="step", row=len(lines))
     return figure
 

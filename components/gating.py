@@ -119,9 +119,11 @@ class History:
     loss: list[float] = field(default_factory=list)
     balance: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
+    began: float = 0.0
 
     def add(self, progress: Progress) -> None:
         """Note a step."""
+        self.began = self.began or progress.seconds
         for line, value in (
             (self.steps, progress.step),
             (self.loss, progress.loss),
@@ -137,10 +139,17 @@ class History:
         return figures.curves(self.steps, lines, most)
 
 
-def line_of(progress: Progress) -> str:
-    """How far a training is, and when it will be done."""
-    left = progress.seconds / max(1, progress.step) * (progress.steps - progress.step)
-    text = f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, about {clock(left)} left"
+def line_of(progress: Progress, began: float) -> str:
+    """How far a training is, and when it will be done.
+
+    Args:
+        progress: its latest step.
+        began: seconds after which its first step was done; samples were looked at before, which is not repeated.
+    """
+    text = f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}"
+    if progress.step > 1:
+        left = (progress.seconds - began) / (progress.step - 1) * (progress.steps - progress.step)
+        text += f", about {clock(left)} left"
     return fragments.progress(text, progress.step / progress.steps)
 
 

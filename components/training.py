@@ -195,7 +195,13 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
                 history.add(last)
             if monotonic() - drawn > REDRAWN or last.step == last.steps:
                 drawn = monotonic()
-                yield gating.line_of(last), gr.Row(visible=True), *_drawn(history, last, rows, groups), None, *busy
+                yield (
+                    gating.line_of(last, history.began),
+                    gr.Row(visible=True),
+                    *_drawn(history, last, rows, groups),
+                    None,
+                    *busy,
+                )
         yield *ended(training, last, recipe, session, name), *_buttons(busy=False)
     finally:
         forget(ticket)
