@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import pytest
 from backends import gates as store
 from backends import library
 from backends.bases import TextBase
-from components import adding, comparison, export, figures, gate, gating, shelf, training, uploads, work
-from components.session import Column, Gating, Pick, Session, columns
-from lego import AdapterError
+from components import adding, export, figures, gate, gating, shelf, training, uploads, work
+from components.session import Gating, Pick, Session, columns
 from mole import checkpoint
 from mole.gate import BASE, GateConfig
 from mole.live import Weighting
@@ -110,11 +108,6 @@ def test_untouched_controls_are_the_configs_defaults(session: Session, file: Pat
     ]
 
 
-def test_every_setting_has_a_control_or_a_reason() -> None:
-    shown = {*training.GATES, *training.TRAINING, *training.SELDOM}
-    assert {*GateConfig.model_fields, *TrainConfig.model_fields} - shown == {"pooling", "micro_batch"}
-
-
 def test_training_streams_and_ends_with_gates_of_the_session(session: Session, file: Path) -> None:
     states = trained(session, file)
     drawn = [(curves, choices) for _, _, curves, choices, *_ in states if isinstance(choices, figures.go.Figure)]
@@ -198,18 +191,6 @@ def test_the_estimate_is_told_before_starting(session: Session, file: Path) -> N
     assert f"{few.parameters:,} trained parameters" in text
 
 
-def test_a_path_is_no_task() -> None:
-    with pytest.raises(AdapterError, match="there is no task '/etc/passwd'"):
-        gating.task_rows(["/etc/passwd"], {})
-
-
-def test_where_others_wait_trainings_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPACE_ID", "owner/name")
-    data, training_of = [{"rows": "sentiment"}], {"steps": 1001, "batch": 10}
-    with pytest.raises(AdapterError, match="10010 samples are too many here"):
-        gating.recipe_of(["a", "b"], data, {}, training_of)
-
-
 def test_gates_join_once_and_keep_their_masks(session: Session) -> None:
     keys = tuple(pick.key for pick in session.picks)
     made = Gating("g", "gates", "tiny", keys)
@@ -226,19 +207,6 @@ def test_gates_of_another_base_are_no_variant(session: Session) -> None:
     keys = tuple(pick.key for pick in session.picks)
     other = session.gate(Gating("g", "gates", "other", keys))
     assert not any(column.weighting.gates for column in columns(other, shelf.shelf(other)))
-
-
-def test_the_page_opens_with_the_gates_that_ship() -> None:
-    opened = shelf.start_session("base")
-    assert {made.key for made in opened.gates} == {found.key for found in store.builtin()}
-
-
-def test_without_gates_the_tab_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(store, "ASSETS", tmp_path)
-    opened = shelf.start_session("base")
-    assert opened.gates == ()
-    assert "No trained gates yet" in gate.refresh(opened, None, [])[1]
-    assert list(gate.look(opened, True, None, None, "a", "", gate.BESIDE, [])) == []
 
 
 def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -> None:
@@ -334,53 +302,9 @@ def test_local_folders_of_gates_are_closed_on_a_space(session: Session, monkeypa
         adding.open_folder(session, "/tmp")
 
 
-def test_an_export_names_gates_and_mask() -> None:
-    column = Column("0", "gated", Weighting((("a", 1.0), ("b", 1.0)), gates="g", masked=("b",)))
-    told = comparison.begin("base", [column], ["hi"], {}).data()["variants"][0]
-    assert (told["gates"], told["masked"]) == ("g", ["b"])
-    assert [each["key"] for each in told["adapters"]] == ["a", "b"]
-
-
-def test_the_heat_map_has_gates_as_rows_and_coloured_loras_as_columns() -> None:
-    shares = np.array([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
-    groups = [figures.Group("A <b>", 0), figures.Group("Base", None)]
-    drawn = figures.gate_map(["block 0", "block 1", "block 2"], groups, shares)
-    assert np.array_equal(drawn.data[0].z, shares)
-    assert drawn.layout.yaxis.autorange == "reversed"
-    assert list(drawn.layout.yaxis.ticktext) == ["block 0", "block 1", "block 2"]
-    first, second = drawn.layout.xaxis.ticktext
-    assert groups[0].colour in first
-    assert "A &lt;b&gt;" in first
-    assert groups[1].colour in second
-    assert drawn.data[0].text[1][0].startswith("block 1: A")
-
-
 def test_the_difference_is_the_other_prompt_less_the_first(session: Session, mine: Gating) -> None:
     chosen = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]])
     found = store.entry(mine.key)
     plot, hidden = gate.pictures(session.gate(mine), found, ["one", "two"], gate.DIFFERENCE, chosen)
     np.testing.assert_allclose(cells(plot), [[-0.7, 0.7], [0, 0]], atol=1e-12)
     assert hidden.visible is False
-
-
-@pytest.mark.parametrize(
-    ("site", "told"),
-    [
-        ("", "network"),
-        ("model.layers.3", "block 3"),
-        ("model.layers.3.self_attn", "block 3 self_attn"),
-        ("model.layers.12.self_attn.q_proj", "block 12 q_proj"),
-        ("lm_head", "lm_head"),
-    ],
-)
-def test_places_have_short_names(site: str, told: str) -> None:
-    assert gating.place_of(site) == told
-
-
-def test_a_ticket_is_one_flag_until_it_is_forgotten() -> None:
-    flag = work.stop_of("one")
-    assert isinstance(flag, threading.Event)
-    assert work.stop_of("one") is flag
-    work.forget("one")
-    assert work.stop_of("one") is not flag
-    work.forget("one")
