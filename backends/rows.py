@@ -63,7 +63,9 @@ def read_rows(path: Path, split: str | None = None, without: str | None = None) 
     splits = list(dict.fromkeys(row.get("split", "") for row in rows))
     if split is None and len(splits) > 1:
         names = ", ".join(name or "none" for name in splits)
-        raise AdapterError(f"holds rows of several splits ({names})", path, "Choose one with --split.")
+        raise AdapterError(
+            f"holds rows of several splits ({names})", path, "Give the rows of one split (--split on the command line)."
+        )
     kept = tuple(row for row in rows if split in (None, ALL, row.get("split")))
     if not kept:
         of = f" of the split {split!r}" if split else f" but those of the split {without!r}" if without else ""

@@ -70,11 +70,12 @@ def run_train(options: argparse.Namespace) -> int:
     if options.resume:
         training.resume(Path(options.resume))
     print(f"about {clock(training.expected_seconds())} for {recipe.training.steps} steps", file=sys.stderr)
-    stop, progress = threading.Event(), None
+    stop, first, progress = threading.Event(), None, None
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
         for progress in training.run(stop):
-            print(line(progress), file=sys.stderr, flush=True)
+            first = first or progress
+            print(line(progress, first), file=sys.stderr, flush=True)
             if options.every and progress.step % options.every == 0 and progress.step < progress.steps:
                 training.save(out.with_name(f"{out.name}.step{progress.step}"))
     finally:
@@ -84,15 +85,18 @@ def run_train(options: argparse.Namespace) -> int:
     return 1 if progress and progress.stopped else 0
 
 
-def line(progress: Progress) -> str:
-    """One step for a terminal."""
+def line(progress: Progress, first: Progress) -> str:
+    """One step for a terminal; the time left goes by the steps since the first, before which samples were looked at."""
     if progress.stopped:
         return f"stopped: {progress.stopped}"
-    left = progress.seconds / max(1, progress.step) * (progress.steps - progress.step)
-    return (
+    told = (
         f"{progress.step}/{progress.steps}  loss {progress.loss:.3f}  balance {progress.balance:.3f}  "
-        f"entropy {progress.entropy:.3f}  {clock(left)} left"
+        f"entropy {progress.entropy:.3f}"
     )
+    if progress.step == first.step:
+        return told
+    pace = (progress.seconds - first.seconds) / (progress.step - first.step)
+    return f"{told}  {clock(pace * (progress.steps - progress.step))} left"
 
 
 def clock(seconds: float) -> str:
