@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,11 @@ def add_trained(name: str, gates: Gates, base: TextBase, recipe: GateRecipe, sta
     for value in state.values():
         digest.update(value.contiguous().view(-1).cpu().numpy().tobytes())
     place = home() / "gates" / digest.hexdigest()[:12] / slug
+    if place.is_dir():  # the same training before; what has been damaged since is written again
+        try:
+            checkpoint.load_gates(place)
+        except AdapterError:
+            shutil.rmtree(place)
     if not place.is_dir():
         checkpoint.save_gates(place, gates, base_of(base), experts_of(gates.experts), recipe, state)
     return _keep(place, "trained")

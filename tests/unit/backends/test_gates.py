@@ -112,3 +112,12 @@ def test_weightings_and_routes(base: TextBase, keys: list[str]) -> None:
         (store.loaded(base, second.key), [3], ()),
     ]
     assert routes_of(base, [Variant("base")] * 2) == []
+
+
+def test_the_same_training_mends_what_was_damaged_since(base: TextBase, keys: list[str]) -> None:
+    first = add(base, keys)
+    weights = first.path / "gates.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert add(base, keys).key == first.key
+    assert weights.read_bytes() == sound
