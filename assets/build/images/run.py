@@ -137,7 +137,7 @@ class Run:
     def train(self, deadline: Deadline) -> bool:
         """Train until the plan is fulfilled or the time is up; whether it is fulfilled. Leaves a checkpoint."""
         self.module.train()
-        saved = time.monotonic()
+        first, saved = self.step, time.monotonic()
         while self.step < self.plan.steps and not deadline.passed():
             began = time.perf_counter()
             self._advance()
@@ -152,7 +152,7 @@ class Run:
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 self.save()
                 saved = time.monotonic()
-        if self.step:
+        if self.step > first:
             self.save()
         return self.step == self.plan.steps
 

@@ -22,7 +22,7 @@ from assets.build.images.run import Deadline, Plan, Run
 PATCH, LATENTS = 8, 32
 CHANNELS, GROUPS = (16, 48, 64, 96), 8
 CONSTANT = 1024.0  # what the last norm sees beside latents of size one
-PLAN = Plan(steps=4000, batch=16, rate=2e-3, seed=101, average=0.995)
+PLAN = Plan(steps=3000, batch=16, rate=2e-3, seed=101, average=0.995)
 
 
 def patches(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "m 192"]:
@@ -92,7 +92,8 @@ def linear_encoder(vae: AutoencoderKL, mean: Float[Tensor, " 192"], components: 
 
 
 def new_vae(mean: Tensor, components: Tensor) -> AutoencoderKL:
-    """An autoencoder with the linear encoder and an untrained decoder, whose residual branches start at zero."""
+    """An autoencoder with the linear encoder, and an untrained decoder whose residual branches start at zero."""
+    torch.manual_seed(PLAN.seed)
     vae = AutoencoderKL(
         block_out_channels=CHANNELS, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1, latent_channels=len(components), norm_num_groups=GROUPS, sample_size=64, scaling_factor=1.0,
@@ -120,17 +121,15 @@ def psnr(vae: AutoencoderKL, images: Float[Tensor, "n 3 height width"]) -> float
     return -10 * math.log10(torch.cat(parts).mean().item() / 4)
 
 
-def train_vae(
-    images: Float[Tensor, "n 3 height width"], folder: Path, device: str, deadline: Deadline, plan: Plan
-) -> AutoencoderKL | None:
-    """The autoencoder of these pictures; None while the time was up before its decoder was trained."""
-    torch.manual_seed(plan.seed)
-    vae = new_vae(*principal(images)).to(device)
-    latents, images = encode(vae, images), images.to(device)
+def train_decoder(
+    vae: AutoencoderKL, images: Float[Tensor, "n 3 height width"], folder: Path, deadline: Deadline, plan: Plan
+) -> tuple[AutoencoderKL | None, Run]:
+    """Teach the decoder to undo the encoder on these pictures; None instead of it while the time was up before the end."""
+    latents, images = encode(vae, images), images.to(vae.device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(images), (plan.batch,), generator=generator).to(device)
+        rows = torch.randint(len(images), (plan.batch,), generator=generator).to(vae.device)
         return F.mse_loss(vae.decode(latents[rows]).sample, images[rows])
 
-    run = Run("vae", vae, plan, loss, folder)
-    return run.averaged() if run.train(deadline) else None
+    run = Run("decoder", vae, plan, loss, folder)
+    return (run.averaged() if run.train(deadline) else None), run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +21,14 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from assets.build import __main__ as command
+from assets.build import packages
 from assets.build.images import contrast, diffusion, grid, stages, vae
 from assets.build.images.concepts import CATEGORIES, CONCEPTS, caption, training_caption
 from assets.build.images.pictures import SIZE, Pictures, held_out, load_pictures, render
 from assets.build.images.run import Deadline, Plan, Run
 from assets.build.images.sets import STYLES, shared_concepts
 from assets.build.images.text import new_tokenizer, token_ids
-from assets.build.packages import BuildError
+from assets.build.packages import BuildError, Package
 
 MANY, FEW = CONCEPTS[:24], CONCEPTS[:8]
 TWO = STYLES[:2]
@@ -57,6 +60,20 @@ def pictures(work: Path) -> Pictures:
 
 def test_only_concepts_that_every_set_has_are_shared(work: Path):
     assert shared_concepts(work / "packages") == sorted(MANY)
+
+
+def test_a_scoped_npm_package_is_unpacked_into_one_folder(tmp_path: Path, monkeypatch):
+    (tmp_path / "icons.json").write_text("{}", encoding="utf-8")
+    archive = tmp_path / "scope-thing-1.0.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "icons.json", "package/icons.json")
+    package = Package("@scope/thing", "npm", "1.0", hashlib.sha256(archive.read_bytes()).hexdigest(), "MIT", "")
+    monkeypatch.setattr(packages, "_command", lambda package: ["cp", str(archive), "."])
+    folder = packages.fetch(package, tmp_path / "cache")
+    assert (folder / "package/icons.json").read_text(encoding="utf-8") == "{}"
+    assert folder.parent == tmp_path / "cache"
+    monkeypatch.setattr(packages, "_command", lambda package: pytest.fail("fetched again"))
+    assert packages.fetch(package, tmp_path / "cache") == folder
 
 
 def test_a_drawing_is_rendered_on_white_in_its_colours():
@@ -164,8 +181,9 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
     assert plan.rate_at(109) == pytest.approx(2 * math.sin(math.pi / 200) ** 2)
 
 
-def _train_vae(pictures: Pictures, folder: Path, deadline: Deadline) -> nn.Module | None:
-    return vae.train_vae(pictures.images(), folder, "cpu", deadline, PLAN)
+def _train_decoder(pictures: Pictures, folder: Path, deadline: Deadline, plan: Plan = PLAN) -> nn.Module | None:
+    images = pictures.images()
+    return vae.train_decoder(vae.new_vae(*vae.principal(images)), images, folder, deadline, plan)[0]
 
 
 def _train_denoiser(pictures: Pictures, folder: Path, deadline: Deadline) -> nn.Module | None:
@@ -188,7 +206,7 @@ class Steps(Deadline):
         return self.left < 0
 
 
-@pytest.mark.parametrize("train", [_train_vae, _train_denoiser, _train_contrastive])
+@pytest.mark.parametrize("train", [_train_decoder, _train_denoiser, _train_contrastive])
 def test_an_interrupted_run_ends_as_one_that_was_not(train: Callable, pictures: Pictures, tmp_path: Path):
     whole = train(pictures, tmp_path / "whole", Deadline())
     assert train(pictures, tmp_path / "parts", Steps(1)) is None
@@ -228,9 +246,9 @@ def test_a_run_takes_adamw_steps_and_averages_the_weights(tmp_path: Path):
 
 
 def test_a_checkpoint_of_another_plan_is_refused(pictures: Pictures, tmp_path: Path):
-    assert _train_vae(pictures, tmp_path, Steps(1)) is None
-    with pytest.raises(BuildError, match=r"vae\.checkpoint\.safetensors belongs to another plan"):
-        vae.train_vae(pictures.images(), tmp_path, "cpu", Deadline(), replace(PLAN, steps=4))
+    assert _train_decoder(pictures, tmp_path, Steps(1)) is None
+    with pytest.raises(BuildError, match=r"decoder\.checkpoint\.safetensors belongs to another plan"):
+        _train_decoder(pictures, tmp_path, Deadline(), replace(PLAN, steps=4))
 
 
 def test_a_caption_is_true_of_the_same_concept_and_of_the_style_it_names():
