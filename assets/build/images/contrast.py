@@ -21,7 +21,7 @@ from assets.build.images.pictures import SIZE, Pictures
 from assets.build.images.run import Deadline, Plan, Run
 from assets.build.images.text import WIDTH, new_text_encoder, token_ids
 
-PLAN = Plan(steps=3000, batch=96, rate=1e-3, seed=303, average=0.998, decay=0.05)
+PLAN = Plan(steps=2500, batch=64, rate=1e-3, seed=303, average=0.998, decay=0.05)
 STYLED, ARTICLE = 0.5, 0.8
 
 

@@ -30,7 +30,7 @@ from assets.build.images.sets import STYLES, shared_concepts
 from assets.build.images.text import new_tokenizer, token_ids
 from assets.build.packages import BuildError, Package
 
-MANY, FEW = CONCEPTS[:24], CONCEPTS[:8]
+MANY, FEW = CONCEPTS[:12], CONCEPTS[:8]
 TWO = STYLES[:2]
 SMALL = diffusion.Shape(channels=(16, 32), heads=2, groups=8)
 PLAN = Plan(steps=3, batch=2, rate=1e-3, seed=5, average=0.9, warmup=1)
