@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def unpack(file: Path, folder: Path) -> None:
                     raise AdapterError(f"{name} {what}", file.name, "Upload the zip of one set of gates.")
                 with archive.open(member) as source, (folder / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    # Damaged (also in its compressed data, or cut off), compressed in a way that Python does not know, or encrypted: told as such.
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise AdapterError(f"is not a readable zip ({error})", file.name) from error
 
 

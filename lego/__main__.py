@@ -11,24 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from lego.cli import merge, show, sweep
-from lego.errors import AdapterError
+from lego.cli.command import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    options = parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except AdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe (head) left; Python would complain again when it flushes stdout at exit.
-        sys.stderr.close()
-        return 0
+    return run(parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -37,6 +37,49 @@ class Part(BaseModel):
     """A part of a recipe. The description of a field is what it takes, and what an error says."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Document(Part):
+    """A whole recipe, as YAML."""
+
+    def to_yaml(self) -> str:
+        """The recipe as a YAML document, without what is not set."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: object = "recipe.yaml", folder: Path | None = None) -> Self:
+        """Read a recipe.
+
+        Args:
+            text: the document.
+            where: its name in errors.
+            folder: what its relative paths are relative to; the current one unless given.
+
+        Raises:
+            AdapterError: when the text is not YAML or not a recipe.
+        """
+        return cls.check(load(text, where), where, folder)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The recipe in a file.
+
+        Raises:
+            AdapterError: when it cannot be read or is not a recipe.
+        """
+        return cls.from_yaml(read_text(path), path, path.parent)
+
+    @classmethod
+    def check(cls, document: Any, where: object, folder: Path | None = None) -> Self:
+        """A loaded document as a recipe; as `from_yaml`.
+
+        Raises:
+            AdapterError: naming the field and what it takes.
+        """
+        try:
+            return cls.model_validate(document, context={"folder": folder or Path()})
+        except ValidationError as error:
+            raise AdapterError(explain(error, cls), where) from error
 
 
 class Source(Part):
@@ -107,7 +150,7 @@ class Tuned(Part):
     base: str = Field(description="the base's id")
 
 
-class Recipe(Part):
+class Recipe(Document):
     """Sources with their hashes, method, parameters, seed and output."""
 
     brickyard: str | None = Field(default=None, description="the version that made it, as a string")
@@ -120,45 +163,6 @@ class Recipe(Part):
     seed: Annotated[int, BeforeValidator(not_bool)] = Field(default=0, description="a whole number")
     tuned_on: Tuned | None = Field(default=None, description="what the strength was chosen on")
     output: Output = Field(default_factory=Output, description="{format: …, dtype: …}")
-
-    def to_yaml(self) -> str:
-        """The recipe as a YAML document, without what is not set."""
-        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def from_yaml(cls, text: str, where: object = "recipe.yaml", folder: Path | None = None) -> Recipe:
-        """Read a recipe.
-
-        Args:
-            text: the document.
-            where: its name in errors.
-            folder: what its relative paths are relative to; the current one unless given.
-
-        Raises:
-            AdapterError: when the text is not YAML or not a recipe.
-        """
-        return cls.check(load(text, where), where, folder)
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        """The recipe in a file.
-
-        Raises:
-            AdapterError: when it cannot be read or is not a recipe.
-        """
-        return cls.from_yaml(read_text(path), path, path.parent)
-
-    @classmethod
-    def check(cls, document: Any, where: object, folder: Path | None = None) -> Recipe:
-        """A loaded document as a recipe; as `from_yaml`.
-
-        Raises:
-            AdapterError: naming the field and what it takes.
-        """
-        try:
-            return cls.model_validate(document, context={"folder": folder or Path()})
-        except ValidationError as error:
-            raise AdapterError(explain(error, cls), where) from error
 
 
 class Loader(PlainLoader):

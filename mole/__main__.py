@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lego.errors import AdapterError
+from lego.cli.command import run
 from mole import cli
 
 
@@ -17,15 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     top = argparse.ArgumentParser(prog="python -m mole", description="Train gates that mix LoRAs, and use them.")
     cli.add_commands(top.add_subparsers(required=True, metavar="COMMAND"))
-    options = top.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except AdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run(top.parse_args(arguments))
 
 
 if __name__ == "__main__":

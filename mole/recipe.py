@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from lego.errors import AdapterError
-from lego.recipe import Part, Source, explain, load, read_text
+from lego.recipe import Document, Part, Source
 from mole.gate import GateConfig
 from mole.train import TrainConfig
 
@@ -31,7 +28,7 @@ class Rows(Part):
         return {"rows": value} if isinstance(value, str) else value
 
 
-class GateRecipe(Part):
+class GateRecipe(Document):
     """Everything that a training needs to be done again."""
 
     brickyard: str | None = Field(default=None, description="the version that made it, as a string")
@@ -49,33 +46,3 @@ class GateRecipe(Part):
         if weighed := next((source for source in self.sources if source.weight != 1.0), None):
             raise ValueError(f"gives {weighed} a weight, but gates decide that; leave it out")
         return self
-
-    def to_yaml(self) -> str:
-        """The recipe as a YAML document, without what is not set."""
-        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def read(cls, path: Path) -> GateRecipe:
-        """The recipe in a file.
-
-        Raises:
-            AdapterError: when it cannot be read, is not YAML or not a recipe; naming the field and what it takes.
-        """
-        return cls.check(load(read_text(path), path), path, path.parent)
-
-    @classmethod
-    def check(cls, document: Any, where: object, folder: Path | None = None) -> GateRecipe:
-        """A loaded document as a recipe.
-
-        Args:
-            document: from YAML or JSON.
-            where: its name in errors.
-            folder: what its relative paths are relative to; the current one unless given.
-
-        Raises:
-            AdapterError: naming the field and what it takes.
-        """
-        try:
-            return cls.model_validate(document, context={"folder": folder or Path()})
-        except ValidationError as error:
-            raise AdapterError(explain(error, cls), where) from error

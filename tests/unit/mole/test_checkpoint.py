@@ -237,7 +237,6 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"gates"}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process forked from this one")
 def test_killed_while_saving_leaves_the_whole_or_nothing(tmp_path: Path) -> None:
     """Killed before each touch of a file in turn; the next saving clears away what was left."""
     torch.set_num_threads(1)  # threads do not survive a fork
