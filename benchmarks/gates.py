@@ -10,9 +10,7 @@ on where it was; delete the file to measure anew.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -23,14 +21,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from filelock import FileLock
-
 import lego
 from backends import bases, library, text
 from backends.gated import choices
 from backends.gates import GateEntry
 from backends.training import Training
 from backends.variants import Variant
+from benchmarks.kept import Kept
 from benchmarks.report import machine, table, write_into_readme
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
@@ -43,7 +40,6 @@ SEEDS = (0, 1, 2)  # of the kinds that are asked about most; the others run with
 STEPS = 30
 ROWS = 100  # held-out rows of each task
 PROMPTS = 20  # of each task, whose gates are looked at
-RESULTS = Path(__file__).parent / "results" / "gates.json"
 OUTSIDE = Path(__file__).parent / "outside.jsonl"
 
 Cell = dict[str, Any]
@@ -94,24 +90,13 @@ class Bench:
             task: [row for row in rows if row["split"] == "held_out"][:ROWS] for task, rows in text.tasks().items()
         }
         names = sorted({task for tasks in SETS.values() for task in tasks})
-        digest = hashlib.sha256(json.dumps([self.rows[name] for name in names], sort_keys=True).encode())
-        self.of = {"adapters": {name: self.sources[name].key for name in names}, "rows": digest.hexdigest()[:12]}
+        adapters, rows = {name: self.sources[name].key for name in names}, [self.rows[name] for name in names]
+        self.kept = Kept("gates", adapters, rows)
         self.scratch = Path(tempfile.mkdtemp(prefix="brickyard-"))
-        RESULTS.parent.mkdir(exist_ok=True)
-
-    def known(self) -> dict[str, Cell]:
-        """What has been measured on these very adapters and rows."""
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        return found["cells"] if found.get("of") == self.of else {}
 
     def keep(self, key: str, cell: Cell) -> Cell:
         """Write one cell down."""
-        with FileLock(RESULTS.with_suffix(".lock")):
-            scratch = RESULTS.with_suffix(".tmp")
-            scratch.write_text(
-                json.dumps({"of": self.of, "cells": {**self.known(), key: cell}}, indent=0, sort_keys=True) + "\n"
-            )
-            os.replace(scratch, RESULTS)
+        self.kept.keep(key, cell)
         print(f"{key}: {100 * mean(cell['exact'].values()):.1f}", file=sys.stderr, flush=True)
         return cell
 
@@ -137,13 +122,13 @@ class Bench:
     def measure_fixed(self, name: str) -> None:
         """All that needs no training."""
         for label, weighting in self.fixed(name):
-            if (key := f"{name} | {label} | 0") not in self.known():
+            if (key := f"{name} | {label} | 0") not in self.kept.known():
                 self.keep(key, {"exact": self.exact(weighting, SETS[name]), "outside": self.outside(weighting)})
 
     def measure(self, name: str, kind: Kind, seed: int) -> None:
         """Train gates and look at them."""
         key, tasks = f"{name} | {kind.label} | {seed}", SETS[name]
-        if key in self.known():
+        if key in self.kept.known():
             return
         rows = self.scratch / "outside.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in self.outside_rows() if row["split"] == "train"))
@@ -209,7 +194,7 @@ class Bench:
 def lines(bench: Bench, name: str) -> Iterator[list[str]]:
     """The table of one set of LoRAs: what is measured, the seeds of a kind in one line."""
     cells: dict[str, list[Cell]] = {}
-    for key, cell in bench.known().items():
+    for key, cell in bench.kept.known().items():
         of, label, _ = key.split(" | ")
         if of == name:
             cells.setdefault(label, []).append(cell)

@@ -24,7 +24,7 @@ from backends.bases import BUILTIN, TextBase, load_base
 from backends.text import Sampling, Variant, generate
 from backends.training import Training, text_loss
 from backends.variants import encode
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import finish, machine, table
 from mole.recipe import GateRecipe
 
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
@@ -138,11 +138,7 @@ def main() -> int:
         rows.append([label, f"{ours:.2f} s", f"{peer:.2f} s", f"{ours / peer:.2f} of its time"])
         missed += [f"{label}: {ours / peer:.2f}, not {limit:.2f}"] if ours > limit * peer else []
     text = table(["measured in one run, medians", "Brickyard", "peer", "ratio"], rows) + f"\n\n{machine()}"
-    print(text)
-    if options.write:
-        write_into_readme("gating", text)
-    print(*(f"MISSED: {line}" for line in missed), sep="\n", file=sys.stderr)
-    return 1 if missed else 0
+    return finish("gating", text, missed, options.write)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,9 @@ is likely lower. Good for saying which partner to look at first, not for forecas
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
 from functools import cached_property
 from itertools import combinations, permutations
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -32,13 +28,13 @@ from scipy.stats import spearmanr
 from backends import bases, library, text
 from backends.bases import TextBase
 from backends.variants import Variant
+from benchmarks.kept import Kept
 from benchmarks.report import table, write_into_readme
 from lego.interference import interference
 from mole.live import Weighting
 
 TASKS = ("sentiment", "kind", "past-tense", "language", "french", "plural")
 ROWS = 60  # held-out rows of each task
-RESULTS = Path(__file__).parent / "results" / "interference.json"
 
 Scores = dict[str, dict[str, float]]
 
@@ -50,24 +46,17 @@ class Bench:
         self.keys = {entry.name: entry.key for entry in library.builtin() if entry.name in TASKS}
         held_out = {task: [row for row in rows if row["split"] == "held_out"] for task, rows in text.tasks().items()}
         self.rows = {task: held_out[task][:ROWS] for task in TASKS}
-        rows_hash = hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest()[:12]
-        self.of = {"adapters": {task: self.keys[task] for task in TASKS}, "rows": rows_hash}
-        RESULTS.parent.mkdir(exist_ok=True)
+        self.kept = Kept("interference", {task: self.keys[task] for task in TASKS}, self.rows)
 
     @cached_property
     def base(self) -> TextBase:
         """The model, loaded when there is something to measure."""
         return bases.load_base("smollm2-135m-instruct")
 
-    def known(self) -> dict[str, Scores]:
-        """What has been measured on these very adapters and rows."""
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        return found["scores"] if found.get("of") == self.of else {}
-
     def score(self, names: tuple[str, ...]) -> Scores:
         """Exact share and loss of the sum of the named adapters on their own tasks, from the file or measured now."""
         key = " + ".join(names)
-        if key in (known := self.known()):
+        if key in (known := self.kept.known()):
             return known[key]
         variant = Variant("sum", Weighting(tuple((self.keys[name], 1.0) for name in names)))
         measured = {}
@@ -75,11 +64,7 @@ class Bench:
             for scores in text.score(self.base, [variant], self.rows[task]):
                 last = scores
             measured[task] = {"exact": last.exact[0], "nll": last.nll[0]}
-        scratch = RESULTS.with_suffix(".tmp")
-        scratch.write_text(
-            json.dumps({"of": self.of, "scores": {**self.known(), key: measured}}, indent=0, sort_keys=True) + "\n"
-        )
-        os.replace(scratch, RESULTS)
+        self.kept.keep(key, measured)
         print(f"{key}: {measured}", file=sys.stderr, flush=True)
         return measured
 
@@ -139,8 +124,8 @@ def main() -> None:
     parser.add_argument("--as-it-is", action="store_true", help="fail rather than measure")
     options = parser.parse_args()
     bench = Bench()
-    if options.as_it_is and len(bench.known()) < len(TASKS) + len(CASES) // 2:
-        parser.error(f"{RESULTS} is not complete")
+    if options.as_it_is and len(bench.kept.known()) < len(TASKS) + len(CASES) // 2:
+        parser.error(f"{bench.kept.path} is not complete")
     bench.measure_all()
     rises, falls = bench.losses()
     head = ["known before the merge", "ρ, rise of loss", "ρ, fall of exact match", "ρ, loss, among a task's partners"]

@@ -23,7 +23,7 @@ from backends import library
 from backends.bases import BUILTIN, TextBase, load_base
 from backends.text import Sampling, Variant, generate
 from backends.variants import encode, pool_of
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import finish, machine, table
 from mole.live import Live, Weighting
 
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
@@ -151,9 +151,6 @@ def main() -> int:
         for name, (peft, live) in pairs.items()
     ]
     text = table(["measured in one run, medians", "Brickyard", "peer", "ratio"], rows) + f"\n\n{machine()}"
-    print(text)
-    if chosen.write:
-        write_into_readme("live", text)
     missed = (
         [f"the batch is only {alone / together:.2f} times faster, not {FASTER:g}"] if alone < FASTER * together else []
     )
@@ -162,8 +159,7 @@ def main() -> int:
         for name, (peft, live) in pairs.items()
         if live > OVERHEAD * peft
     ]
-    print(*(f"MISSED: {line}" for line in missed), sep="\n", file=sys.stderr, end="")
-    return 1 if missed else 0
+    return finish("live", text, missed, chosen.write)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.metrics import pairwise_distances
 from umap import UMAP
 
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import finish, machine, table
 from lego import Adapter, Factors
 from lego.cluster import partition, partitions
 from lego.layout import UnitMap, unit_map
@@ -154,11 +154,7 @@ def main() -> int:
             rows, missed = rows + found[0], missed + found[1]
     text = table(["measured in one run, fastest of several", "Brickyard", "peer", "ratio", "quality"], rows)
     text += f"\n\n{machine()}"
-    print(text)
-    if chosen.write:
-        write_into_readme("maps", text)
-    print(*(f"MISSED: {line}" for line in missed), sep="\n", file=sys.stderr, end="")
-    return 1 if missed else 0
+    return finish("maps", text, missed, chosen.write)
 
 
 if __name__ == "__main__":

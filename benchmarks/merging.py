@@ -23,7 +23,7 @@ from torch import nn
 
 import lego
 from benchmarks import adapters
-from benchmarks.report import ROOT, machine, table, write_into_readme
+from benchmarks.report import ROOT, machine, table
 
 FLOOR = """
 import sys
@@ -223,11 +223,7 @@ def main() -> int:
         rows += more
         missed += wrong
     text = table(["measured in one run, medians", "Brickyard", "peer", "ratio"], rows) + f"\n\n{machine()}"
-    print(text)
-    if options.write:
-        write_into_readme("merging", text)
-    print(*(f"MISSED: {line}" for line in missed), sep="\n", file=sys.stderr)
-    return 1 if missed else 0
+    return finish("merging", text, missed, options.write)
 
 
 if __name__ == "__main__":

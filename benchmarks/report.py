@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def write_into_readme(part: str, text: str) -> None:
         raise ValueError(f"README.md has no markers {start} … {end}")
     before, rest = readme.split(start)
     path.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def finish(part: str, text: str, missed: Sequence[str], write: bool) -> int:
+    """Print a part's text, put it into the README where wanted, name the claims that do not hold; the exit status."""
+    print(text)
+    if write:
+        write_into_readme(part, text)
+    for claim in missed:
+        print(f"MISSED: {claim}", file=sys.stderr)
+    return 1 if missed else 0

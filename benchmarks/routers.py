@@ -10,12 +10,9 @@ nothing. Results are kept in ``results/routers.json`` as they come.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -27,6 +24,7 @@ from backends import bases, library, text
 from backends.score import Example, encode_row
 from backends.training import Training, text_batch, text_loss
 from backends.variants import Variant, encode
+from benchmarks.kept import Kept
 from benchmarks.report import machine, table, write_into_readme
 from mole.recipe import GateRecipe
 from mole.train import Batch
@@ -35,7 +33,6 @@ LORAS = ("kind", "past-tense", "language")
 ROWS, STEPS, TOKENS, BATCH = 100, 50, 32, 16
 RATES = (1e-4, 1e-3)
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
-RESULTS = Path(__file__).parent / "results" / "routers.json"
 
 Result = dict[str, float]
 
@@ -48,6 +45,7 @@ class Bench:
         found = {entry.name: entry for entry in library.builtin()}
         self.entries = [found[name] for name in LORAS]
         self.rows = {name: [row for row in text.tasks()[name] if row["split"] == "held_out"][:ROWS] for name in LORAS}
+        self.kept = Kept("routers", {entry.name: entry.key for entry in self.entries}, self.rows)
         document = {"sources": list(LORAS), "data": list(LORAS), "training": {"steps": STEPS}}
         self.training = Training(self.base, [entry.key for entry in self.entries], GateRecipe.check(document, "bench"))
 
@@ -159,9 +157,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     options = parser.parse_args()
-    found: dict[str, Result] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    bench = Bench()
     if not options.as_it_is:
-        bench = Bench()
         wanted: dict[str, Callable[[], Result]] = {
             "MoLE, a gate per block": bench.gates,
             "Arrow, top 3": lambda: bench.arrow(3),
@@ -169,12 +166,10 @@ def main() -> None:
         }
         wanted |= {f"X-LoRA, lr {lr:g}": lambda lr=lr: bench.xlora(lr) for lr in RATES}  # type: ignore[misc]
         for label, measure in wanted.items():
-            if label not in found:
-                found[label] = measure()
-                scratch = RESULTS.with_suffix(".tmp")
-                scratch.write_text(json.dumps(found, indent=1) + "\n")
-                os.replace(scratch, RESULTS)
-                print(label, found[label], file=sys.stderr, flush=True)
+            if label not in bench.kept.known():
+                bench.kept.keep(label, measure())
+                print(label, bench.kept.known()[label], file=sys.stderr, flush=True)
+    found: dict[str, Result] = bench.kept.known()
     rates = [label for label in found if label.startswith("X-LoRA")]
     worse = {label for label in rates if found[label]["loss"] > min(found[other]["loss"] for other in rates)}
     rows = [

@@ -11,22 +11,17 @@ that was stopped goes on where it was; delete the file to measure anew. A second
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
-
-from filelock import FileLock
 
 import lego
 from backends import bases, library, text
 from backends.variants import Variant
+from benchmarks.kept import Kept
 from benchmarks.report import machine, table, write_into_readme
 from mole.live import Weighting
 
@@ -35,7 +30,6 @@ STRENGTHS = (0.2, 0.35, 0.5, 0.7, 1.0)
 STRONGER = (1.4, 2.0, 2.8, 4.0)
 SEEDS = (0, 1, 2, 3, 4)
 TUNE_ROWS = 30  # of each task; 150 in all find the strength
-RESULTS = Path(__file__).parent / "results" / "tasks.json"
 
 # Label, method and parameters. `concat` is the sum in other units.
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
@@ -90,30 +84,16 @@ class Bench:
         self.base = bases.load_base("smollm2-135m-instruct")
         self.sources = {entry.name: entry for entry in library.builtin() if entry.name in TASKS}
         self.rows = {task: rows for task, rows in text.tasks().items() if task in TASKS}
-        self.of = {"adapters": {task: self.sources[task].key for task in TASKS}, "rows": self.rows_hash()}
+        self.kept = Kept("tasks", {task: self.sources[task].key for task in TASKS}, self.rows)
         self.merges: dict[tuple[str, int], str] = {}
-        RESULTS.parent.mkdir(exist_ok=True)
-
-    def rows_hash(self) -> str:
-        """Tells the rows apart from any others."""
-        return hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest()[:12]
-
-    def known(self) -> dict[str, Scores]:
-        """What has been measured on these very adapters and rows, by this process or another."""
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        return found["scores"] if found.get("of") == self.of else {}
 
     def score(self, point: Point) -> Scores:
         """Exact share and loss by task, from the file or measured now."""
-        if point.key in (known := self.known()):
+        if point.key in (known := self.kept.known()):
             return known[point.key]
         tasks = (point.name,) if point.name in TASKS else TASKS
         measured = {task: self.measure(self.weighting(point), task, point.split) for task in tasks}
-        with FileLock(RESULTS.with_suffix(".lock")):
-            scratch = RESULTS.with_suffix(".tmp")
-            scores = {**self.known(), point.key: measured}
-            scratch.write_text(json.dumps({"of": self.of, "scores": scores}, indent=0, sort_keys=True) + "\n")
-            os.replace(scratch, RESULTS)
+        self.kept.keep(point.key, measured)
         print(f"{point.key}: {mean(s['exact'] for s in measured.values()):.1%}", file=sys.stderr, flush=True)
         return measured
 
@@ -174,12 +154,12 @@ class Bench:
 
     def runs(self, name: str, strength: float) -> list[Scores]:
         """A method's held-out scores as far as they are measured, one for each seed."""
-        known = self.known()
+        known = self.kept.known()
         return [known[point.key] for point in self.held_out(name, strength) if point.key in known]
 
     def complete(self, name: str) -> bool:
         """Whether a method's row can be told without measuring."""
-        known, tuned = self.known(), "sum" if name == "average (NLA)" else name
+        known, tuned = self.kept.known(), "sum" if name == "average (NLA)" else name
         if not all(Point(tuned, "tune", strength).key in known for strength in STRENGTHS):
             return False
         return bool(self.runs(name, 1.0) and self.runs(name, self.best_strength(name)))
