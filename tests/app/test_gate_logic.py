@@ -294,6 +294,13 @@ def test_zips_that_hold_no_gates_are_refused(
     (tmp_path / "no.zip").write_bytes(b"PK no")
     with pytest.raises(gr.Error, match="not a readable zip"):
         adding.open_files([str(tmp_path / "no.zip")])
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(source / checkpoint.CONFIG, checkpoint.CONFIG)
+    packed = bytearray((tmp_path / "packed.zip").read_bytes())
+    packed[60:90] = b"\xff" * 30
+    (tmp_path / "packed.zip").write_bytes(packed)
+    with pytest.raises(gr.Error, match="not a readable zip"):
+        adding.open_files([str(tmp_path / "packed.zip")])
 
 
 def test_local_folders_of_gates_are_closed_on_a_space(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,6 @@ from tests.tiny import tiny_base, tiny_entry
 
 
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextBase:
-    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
-    made = tiny_base()
-    made.fingerprint = "a" * 64
-    return made
-
-
-@pytest.fixture
 def keys(tmp_path: Path) -> list[str]:
     return [
         tiny_entry(tmp_path / name, seed, rank, alpha=rank, kinds=kinds).key

@@ -20,20 +20,12 @@ from lego import AdapterError
 from mole.losses import IGNORED
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
-from tests.tiny import tiny_base, tiny_entry
+from tests.tiny import tiny_entry
 
 ROWS = [
     {"prompt": f"say {number}", "answer": "abc"[: 1 + number % 3], "split": "held_out" if number > 6 else "train"}
     for number in range(10)
 ]
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextBase:
-    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
-    made = tiny_base()
-    made.fingerprint = "a" * 64
-    return made
 
 
 @pytest.fixture
