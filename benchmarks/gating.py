@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 from backends import library
 from backends.bases import BUILTIN, TextBase, load_base
 from backends.text import Sampling, Variant, generate
-from backends.training import Training, text_loss
+from backends.training import Training
+from backends.training_text import text_loss
 from backends.variants import encode
 from benchmarks.report import finish, machine, table
 from mole.recipe import GateRecipe

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from backends import bases, library, text
 from backends.score import Example, encode_row
-from backends.training import Training, text_batch, text_loss
+from backends.training import Training
+from backends.training_text import text_batch, text_loss
 from backends.variants import Variant, encode
 from benchmarks.kept import Kept
 from benchmarks.report import machine, table, write_into_readme

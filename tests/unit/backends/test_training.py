@@ -14,7 +14,8 @@ from backends import gates as store
 from backends.bases import TextBase
 from backends.gated import choices, scores
 from backends.score import Example, score
-from backends.training import Mixture, Training, text_batch
+from backends.training import Mixture, Training
+from backends.training_text import text_batch
 from backends.variants import Variant
 from lego import AdapterError
 from mole.losses import IGNORED
@@ -76,7 +77,7 @@ def test_gates_read_prompts_and_the_loss_reads_answers(base: TextBase) -> None:
 
 def test_held_out_rows_are_never_trained_on(base: TextBase, tmp_path: Path, rows: Path) -> None:
     made = training(base, tmp_path, rows)
-    assert len(made.data.examples[0]) == 7
+    assert len(made.samples.sets[0]) == 7
     only_held_out = tmp_path / "held.jsonl"
     only_held_out.write_text(json.dumps(ROWS[-1]) + "\n")
     with pytest.raises(AdapterError, match=r"held.jsonl: holds no rows but those of the split 'held_out'"):
