@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.build.images.concepts import CONCEPTS
+from assets.build.images.concepts import CONCEPTS, DRAWN
 from assets.build.packages import BuildError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def image_base(arguments: argparse.Namespace) -> None:
     every = load_pictures(shared_concepts(arguments.work / "packages"), arguments.work)
     seen = every.select(held=False).images()
     autoencoder = vae.new_vae(*vae.principal(seen)).to(arguments.device)
-    pictures, tokenizer = every.select(CONCEPTS, held=False), new_tokenizer(CONCEPTS)
+    pictures, tokenizer = every.select(DRAWN, held=False), new_tokenizer(CONCEPTS)
     latents = vae.encode(autoencoder, pictures.images())
     plan = _planned(diffusion.PLAN, arguments.steps)
     denoiser, run = diffusion.train_denoiser(latents, pictures, tokenizer, arguments.work, deadline, plan)
@@ -80,7 +80,7 @@ def image_base(arguments: argparse.Namespace) -> None:
     if denoiser is None or autoencoder is None:
         print("The time is up; the same command goes on from here.", flush=True)
         return
-    record = _record(run, len(pictures), CONCEPTS)
+    record = _record(run, len(pictures), DRAWN)
     record["decoder_plan"], record["decoder_seconds"] = asdict(decoder_run.plan), round(decoder_run.seconds)
     record["psnr"] = round(vae.psnr(autoencoder, every.select(held=True).images()), 2)
     record["unet_parameters"] = sum(p.numel() for p in denoiser.unet.parameters())
@@ -98,7 +98,7 @@ def image_grid(arguments: argparse.Namespace) -> None:
     from assets.build.images import grid
     from assets.build.images.pictures import load_pictures
 
-    pictures = load_pictures(CONCEPTS, arguments.work).select(held=False)
+    pictures = load_pictures(CONCEPTS, arguments.work).select(DRAWN, held=False)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(arguments.device)
     chosen = grid.sample_captions(pictures)
     drawn = grid.draw(pipeline, [caption for _, caption in chosen], 0, grid.STEPS, grid.GUIDANCE)

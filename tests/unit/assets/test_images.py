@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from assets.build import __main__ as command
 from assets.build import packages
 from assets.build.images import contrast, diffusion, grid, stages, vae
-from assets.build.images.concepts import CATEGORIES, CONCEPTS, caption, training_caption
+from assets.build.images.concepts import CATEGORIES, CONCEPTS, DRAWN, UNSEEN, caption, training_caption
 from assets.build.images.pictures import SIZE, Pictures, held_out, load_pictures, render
 from assets.build.images.run import Deadline, Plan, Run
 from assets.build.images.sets import STYLES, shared_concepts
@@ -103,7 +103,9 @@ def test_one_pair_in_ten_is_held_out_and_selections_are_disjoint(pictures: Pictu
 
 
 def test_every_concept_is_trained_in_enough_styles():
-    assert len(CONCEPTS) == len(set(CONCEPTS)) >= 150
+    assert len(CONCEPTS) == len(set(CONCEPTS))
+    assert set(CONCEPTS) >= UNSEEN
+    assert len(DRAWN) == len(CONCEPTS) - len(UNSEEN) >= 150
     trained = {concept: sum(not held_out(concept, style) for style in STYLES) for concept in CONCEPTS}
     assert sum(count >= 4 for count in trained.values()) >= 150
     assert min(trained.values()) >= 2
@@ -284,6 +286,7 @@ def test_the_commands_make_a_pipeline_that_diffusers_draws_with(work: Path, tmp_
     for module in (vae, diffusion, contrast):
         monkeypatch.setattr(module, "PLAN", replace(PLAN, batch=4))
     monkeypatch.setattr(stages, "CONCEPTS", MANY)
+    monkeypatch.setattr(stages, "DRAWN", MANY)
     monkeypatch.setattr(grid, "STEPS", 2)
     base, clip = tmp_path / "base", tmp_path / "clip"
     common = ("--work", work, "--threads", 1)
