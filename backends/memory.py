@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from backends.bases import TextBase
+from backends.base import Base
 from mole.memory import out_of_memory, release
 
 __all__ = ["out_of_memory", "release", "rows_at_once"]
@@ -18,7 +18,7 @@ CPU_BYTES = 2 * 2**30
 """Most that a batch takes on the CPU, and never more than a quarter of what is free."""
 
 
-def rows_at_once(base: TextBase, tokens: int, logit_positions: int = 1) -> int:
+def rows_at_once(base: Base, tokens: int, logit_positions: int = 1) -> int:
     """How many rows of this length run at once; at least one.
 
     Args:

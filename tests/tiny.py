@@ -79,8 +79,14 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 
 def tiny_base(seed: int = 0, model: Any = None) -> TextBase:
     """The model as the backends take it."""
-    info = BaseInfo("tiny", "tiny", "folder", ready=True)
-    return TextBase(model or tiny_model(seed), tiny_tokenizer(), info, torch.device("cpu"), torch.float32, Path())
+    return TextBase(
+        model=model or tiny_model(seed),
+        tokenizer=tiny_tokenizer(),
+        info=BaseInfo("tiny", "tiny", "folder", ready=True),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        folder=Path(),
+    )
 
 
 def tiny_tensors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_a_trial_is_the_score_of_the_model_merged_at_that_strength(
     found = score_at(base, summed(sources, tmp_path / "sum"), read_rows(rows), [0.3, 0.6])
     for trial in found:
         model = merged(base.model, {library.add_folder(source).key: trial.strength for source in sources})
-        alone = TextBase(model, base.tokenizer, base.info, base.device, base.dtype, base.folder)
+        alone = replace(base, model=model)
         *_, dense = score.score(alone, [score.Variant("dense")], read_rows(rows).rows)
         assert trial.exact == dense.exact[0]
         assert trial.nll == pytest.approx(dense.nll[0], rel=1e-4)

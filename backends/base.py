@@ -1,0 +1,99 @@
+"""What all loaded bases have in common, whatever they make."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from backends import builtin
+from backends.errors import BaseError
+
+Progress = Callable[[str, float | None], None]
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """One base model in the catalogue.
+
+    Attributes:
+        id: a built-in one's own, a hub id or the path of a folder.
+        title: for people.
+        source: ``built-in``, ``hub`` or ``folder``.
+        kind: ``text`` or ``image``.
+        ready: whether loading needs no download and no conversion.
+    """
+
+    id: str
+    title: str
+    source: str
+    kind: str = "text"
+    ready: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Base:
+    """A loaded base, shared by everyone in the process; nothing may change its weights.
+
+    Attributes:
+        model: names the modules as adapters do.
+        folder: where its files lie.
+        commit: of the hub's repository.
+        lock: to be held around every forward pass.
+    """
+
+    model: Any
+    info: BaseInfo
+    device: torch.device
+    dtype: torch.dtype
+    folder: Path
+    commit: str | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Its configs and weights."""
+        raise NotImplementedError
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of configs and weights: equal for equal models wherever they came from."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(builtin.sha256(file).encode())
+        return digest.hexdigest()
+
+
+@contextmanager
+def loading(where: object) -> Iterator[None]:
+    """Turn whatever a library raises for files that it cannot load into one message.
+
+    Raises:
+        BaseError: that message.
+    """
+    try:
+        yield
+    except BaseError:
+        raise
+    except (OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        told = str(error).strip().splitlines()
+        raise BaseError(f"cannot be loaded: {told[0] if told else type(error).__name__}", where) from error
+
+
+def no_weights(names: Iterable[str], where: object, part: str = "") -> BaseError:
+    """The error for weights that are not there, or only as pickles."""
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
+        why = f"holds its weights {part and f'of {part} '}only as pickles, which can run code and are never loaded"
+        return BaseError(why, where, "Ask its owner for safetensors, or look for a converted copy.")
+    if part:
+        return BaseError(f"has no safetensors in its {part}", where, "Give a pipeline as diffusers writes it.")
+    return BaseError("has no model.safetensors", where, "Give a model in the transformers layout.")
