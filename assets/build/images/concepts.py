@@ -47,23 +47,22 @@ CATEGORIES = {category: tuple(members.split()) for category, members in _MEMBERS
 CONCEPTS = tuple(concept for members in CATEGORIES.values() for concept in members)
 
 # Words that tokenizer and contrastive model know, but pictures that the base never saw: what a subject LoRA can teach it.
-UNSEEN = frozenset(
-    """
-        ant bat camel chicken cow crab deer dove eagle goat gorilla hamster lion monkey mouse-face pig rabbit scorpion shrimp
-        spider squid tiger-face tropical-fish wolf
-        bacon candy chocolate-bar cocktail-glass cucumber eggplant green-apple hot-dog hot-pepper kiwi-fruit lollipop
-        meat-on-bone pancakes peach pear popcorn soft-ice-cream spaghetti sushi taco tropical-drink
-        helicopter motor-scooter police-car
-        blossom cherry-blossom cloud-with-lightning four-leaf-clover full-moon glowing-star hibiscus maple-leaf seedling
-        sparkles sun-with-face tulip
-        ferris-wheel
-        alarm-clock anchor bed black-heart blue-heart bow-and-arrow broken-heart christmas-tree closed-book desktop-computer
-        door envelope eyes flashlight graduation-cap green-heart handbag high-heeled-shoe jeans lipstick megaphone
-        mobile-phone money-bag necktie open-book purple-heart ribbon running-shoe saxophone shopping-cart telephone telescope
-        tennis violin watch wrapped-gift wrench yellow-heart
-        alien-monster
-        face-with-medical-mask nerd-face sleeping-face smiling-face-with-horns""".split()
-)
+_UNSEEN = """
+    ant bat camel chicken cow crab deer dove eagle goat gorilla hamster lion monkey mouse-face pig rabbit scorpion shrimp
+    spider squid tiger-face tropical-fish wolf
+    bacon candy chocolate-bar cocktail-glass cucumber eggplant green-apple hot-dog hot-pepper kiwi-fruit lollipop
+    meat-on-bone pancakes peach pear popcorn soft-ice-cream spaghetti sushi taco tropical-drink
+    helicopter motor-scooter police-car
+    blossom cherry-blossom cloud-with-lightning four-leaf-clover full-moon glowing-star hibiscus maple-leaf seedling
+    sparkles sun-with-face tulip
+    ferris-wheel
+    alarm-clock anchor bed black-heart blue-heart bow-and-arrow broken-heart christmas-tree closed-book desktop-computer
+    door envelope eyes flashlight graduation-cap green-heart handbag high-heeled-shoe jeans lipstick megaphone
+    mobile-phone money-bag necktie open-book purple-heart ribbon running-shoe saxophone shopping-cart telephone telescope
+    tennis violin watch wrapped-gift wrench yellow-heart
+    alien-monster
+    face-with-medical-mask nerd-face sleeping-face smiling-face-with-horns"""
+UNSEEN = frozenset(_UNSEEN.split())
 DRAWN = tuple(concept for concept in CONCEPTS if concept not in UNSEEN)
 STYLE_WORD, ARTICLE, EMPTY = 0.25, 0.8, 0.1  # how often a training caption names its style, has an article, is empty
 
