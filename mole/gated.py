@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lego.errors import AdapterError
 from mole.gate import Gates
@@ -56,7 +55,6 @@ class Gated(Live):
         self._masks: list[Tensor | None] = []
         self._given: dict[str, Tensor] = {}
         self._now: dict[str, Tensor] = {}
-        self._watches: list[RemovableHandle] = []
 
     def set_rows(self, weights: Mapping[str, Float[Tensor, "rows units"]], routes: Sequence[Route] = ()) -> None:
         """Weights of the next batches, as `Live.set_rows`; gates multiply those of the routes' rows.
@@ -89,12 +87,6 @@ class Gated(Live):
                 first = self._layers[site.readers[0]]
                 self._watches.append(first.register_forward_pre_hook(self._decide(route, mask, gate, site)))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        for handle in self._watches:
-            handle.remove()
-        self._watches.clear()
 
     def _decide(self, route: Route, mask: Tensor | None, gate: nn.Module, site: Site) -> Callable[..., None]:
         """A hook before the first reader: choose, and weigh the site's units accordingly."""

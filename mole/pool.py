@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ class LivePool:
 
     Attributes:
         modules: ``down`` = Aᵀ (d_in, units) and ``up`` = Bᵀ (units, d_out) of every module that some adapter adapts. They lie
-            transposed so that rows of x multiply them as they are, the fastest order for the few rows of a decoding step.
+            transposed so that rows of x multiply them as they are, the fastest order for the few rows of a decoding step. A
+            convolution's A is flattened, d_in = in · kh · kw.
+        kernels: (kh, kw) of every module; empty for one of matrices.
         keys: the adapters' keys, in the order of their units.
     """
 
@@ -55,6 +58,7 @@ class LivePool:
         self.keys = tuple(adapters)
         self.device, self.dtype = torch.device(device), dtype
         self.modules: dict[str, tuple[Float[Tensor, "d_in units"], Float[Tensor, "units d_out"]]] = {}
+        self.kernels: dict[str, tuple[int, ...]] = {}
         self._slices: dict[str, dict[str, slice]] = {}
         self.names = {key: adapter.name for key, adapter in adapters.items()}
         for module in dict.fromkeys(name for adapter in adapters.values() for name in adapter.modules):
@@ -64,18 +68,18 @@ class LivePool:
         downs: list[Tensor] = []
         ups: list[Tensor] = []
         slices, start = {}, 0
-        first = next(iter(adapters.values()))
+        first, expected = next(iter(adapters.values())), ""
         for key, adapter in adapters.items():
             factors = adapter[module]
-            shape = factors.up.shape[0], factors.down.shape[1]
-            expected = (ups[0].shape[1], downs[0].shape[0]) if ups else shape
+            shape = written(factors.down.shape[1], factors.up.shape[0], factors.kernel)
+            expected = expected or shape
             if shape != expected:
                 raise AdapterError(
-                    f"module {module} is {' × '.join(map(str, shape))} here but "
-                    f"{' × '.join(map(str, expected))} in {first.name}",
+                    f"module {module} is {shape} here but {expected} in {first.name}",
                     adapter.name,
                     "The two adapters belong to different bases.",
                 )
+            self.kernels[module] = factors.kernel
             downs.append(factors.down.T)
             ups.append((factors.scale * factors.up).T)
             slices[key] = slice(start, start := start + factors.rank)
@@ -143,3 +147,9 @@ class LivePool:
         for key in given:
             self.units(key, "")
         return given
+
+
+def written(d_in: int, d_out: int, kernel: tuple[int, ...] = ()) -> str:
+    """A module's shape for people: ``320 × 160``, ``320 × 160 × 3 × 3``; a kernel of 1 × 1 makes it a matrix."""
+    size = math.prod(kernel)
+    return " × ".join(map(str, (d_out, d_in // size, *(kernel if size > 1 else ()))))
