@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,13 +10,17 @@ import torch
 from backends.base import Base
 from mole.memory import out_of_memory, release
 
-__all__ = ["out_of_memory", "release", "rows_at_once"]
+__all__ = ["out_of_memory", "pictures_at_once", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
 
 CPU_BYTES = 2 * 2**30
 """Most that a batch takes on the CPU, and never more than a quarter of what is free."""
+
+
+MOST_PICTURES = 256
+"""In one batch."""
 
 
 def rows_at_once(base: Base, tokens: int, logit_positions: int = 1) -> int:
@@ -27,6 +32,38 @@ def rows_at_once(base: Base, tokens: int, logit_positions: int = 1) -> int:
         logit_positions: positions of each row whose logits are kept.
     """
     return max(1, int(free_bytes(base.device) // bytes_of_row(base.model.config, tokens, base.dtype, logit_positions)))
+
+
+def pictures_at_once(base: Any, size: tuple[int, int] | None) -> int:
+    """How many pictures are drawn at once; at least one.
+
+    Args:
+        base: an `ImageBase`.
+        size: width and height in pixels; the pipeline's own unless given.
+    """
+    row, decoder = bytes_of_picture(base.pipeline, base.dtype, size)
+    return max(1, min(MOST_PICTURES, int((free_bytes(base.device) - decoder) // row)))
+
+
+def bytes_of_picture(pipeline: Any, dtype: torch.dtype, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Memory that one row takes while it is denoised, with and without the prompt, and that the decoder takes for one picture.
+
+    Widths as in the configs, times what a few such layers keep; a row that is larger after all halves the batch.
+    """
+    scale = getattr(pipeline, "vae_scale_factor", 8)
+    unet = getattr(pipeline, "unet", None)
+    config = (unet or pipeline.transformer).config
+    own = config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
+    pixels = math.prod(size) if size else math.prod((own, own) if isinstance(own, int) else own) * scale**2
+    if unet is not None:
+        places, width = pixels // scale**2, config.block_out_channels[0]
+    else:  # transformers see patches of 2 × 2 latents
+        places, width = (
+            pixels // (2 * scale) ** 2,
+            config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128),
+        )
+    wide = getattr(pipeline.vae.config, "block_out_channels", (128,))[0]
+    return 2 * 32 * places * width * dtype.itemsize, 5 * pixels * wide * dtype.itemsize
 
 
 def bytes_of_row(config: Any, tokens: int, dtype: torch.dtype, logit_positions: int = 1) -> int:

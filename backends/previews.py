@@ -48,10 +48,13 @@ def sketch(vae: Any, device: torch.device, seed: int = 0) -> Sketch | None:
     drawn = [torch.randn(1, config.latent_channels, side, side, generator=generator) for side in sides]
     latents = torch.cat([interpolate(part, SIDE, mode="bilinear") for part in drawn])
     given = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-    exact = torch.float32 if config.force_upcast and dtype == torch.float16 else dtype  # some overflow, as SDXL's does
+    upcast = config.force_upcast and dtype == torch.float16  # some overflow, as SDXL's does
+    if upcast:
+        vae.to(torch.float32)
     with torch.no_grad():
-        pixels = vae.to(exact).decode(given.to(device, exact)).sample.float().cpu()
-    vae.to(dtype)
+        pixels = vae.decode(given.to(device, vae.dtype)).sample.float().cpu()
+    if upcast:
+        vae.to(dtype)
     scale = pixels.shape[-1] // SIDE
     patches = pixel_unshuffle(pixels, scale).permute(0, 2, 3, 1)
     fit = torch.linalg.lstsq(with_ones(latents).flatten(0, 2), patches.flatten(0, 2))

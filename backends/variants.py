@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backends import gates, library
-from backends.bases import TextBase
+from backends.base import Base
 from backends.errors import BaseError
+from backends.language import TextBase
 from lego import Adapter
 from mole.gated import Route
 from mole.live import LivePool, Weighting
@@ -38,7 +39,7 @@ class Variant:
     weighting: Weighting = field(default_factory=Weighting)
 
 
-def pool_of(base: TextBase, variants: Sequence[Variant]) -> LivePool:
+def pool_of(base: Base, variants: Sequence[Variant]) -> LivePool:
     """The stacked units of all adapters that the variants name, on the base's device; kept for the next call.
 
     Raises:
@@ -59,7 +60,7 @@ def pool_of(base: TextBase, variants: Sequence[Variant]) -> LivePool:
     return made
 
 
-def routes_of(base: TextBase, shown: Sequence[Variant]) -> list[Route]:
+def routes_of(base: Base, shown: Sequence[Variant]) -> list[Route]:
     """The routes of a batch: rows of one variant share gates and mask.
 
     Args:
