@@ -36,12 +36,13 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def new_pipeline(vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The parts as one pipeline on the CPU, in fp16.
+    """The parts as one pipeline on the CPU, the UNet in fp16.
 
-    The text encoder stays in fp32: transformers loads a model as it is stored, diffusers in fp32, and they have to agree.
+    The text encoder stays in fp32: transformers loads a model as it is stored, diffusers in fp32, and they have to agree. So does the
+    autoencoder, whose large constants rounding would move.
     """
     return StableDiffusionPipeline(
-        vae=vae.cpu().half(), text_encoder=denoiser.text_encoder.cpu(), tokenizer=tokenizer, unet=denoiser.unet.cpu().half(),
+        vae=vae.cpu(), text_encoder=denoiser.text_encoder.cpu(), tokenizer=tokenizer, unet=denoiser.unet.cpu().half(),
         scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -107,7 +108,7 @@ that the style of such a picture is a matter of chance, and a style LoRA decides
 
 **Parts.** UNet {unet:.1f} M parameters on 8 × 8 × 32 latents, predicting the clean sample; text encoder of two layers × 128
 with a vocabulary of its own; autoencoder of diffusers' own class, whose encoder is the principal components of 8 × 8 patches
-in closed form ({psnr:.1f} dB on pictures that it never saw). fp16.
+in closed form and whose decoder is their best linear undoing ({psnr:.1f} dB on pictures that it never saw).
 
 **Training.** {steps:,} steps of {batch} pictures ({views:.0f} views of each), AdamW at {rate:g} with warm-up and cosine, averaged
 weights, seed {seed}; {minutes:.0f} minutes.

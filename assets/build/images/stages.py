@@ -58,7 +58,7 @@ def _needed(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def image_base(arguments: argparse.Namespace) -> None:
-    """Train the denoiser, then the autoencoder's decoder, and write the pipeline; goes on where it was stopped."""
+    """Train the denoiser and write the pipeline; goes on where it was stopped."""
     out = _needed(arguments, "out")
     _set_up(arguments)
     from assets.build.images import diffusion, vae
@@ -70,18 +70,15 @@ def image_base(arguments: argparse.Namespace) -> None:
 
     deadline = Deadline(arguments.minutes)
     every = load_pictures(shared_concepts(arguments.work / "packages"), arguments.work)
-    seen = every.select(held=False).images()
-    autoencoder = vae.new_vae(*vae.principal(seen)).to(arguments.device)
+    autoencoder = vae.new_vae(every.select(held=False).images()).to(arguments.device)
     pictures, tokenizer = every.select(DRAWN, held=False), new_tokenizer(CONCEPTS)
     latents = vae.encode(autoencoder, pictures.images())
     plan = _planned(diffusion.PLAN, arguments.steps)
     denoiser, run = diffusion.train_denoiser(latents, pictures, tokenizer, arguments.work, deadline, plan)
-    autoencoder, decoder_run = vae.train_decoder(autoencoder, seen, arguments.work, deadline, vae.PLAN)
-    if denoiser is None or autoencoder is None:
+    if denoiser is None:
         print("The time is up; the same command goes on from here.", flush=True)
         return
     record = _record(run, len(pictures), DRAWN)
-    record["decoder_plan"], record["decoder_seconds"] = asdict(decoder_run.plan), round(decoder_run.seconds)
     record["psnr"] = round(vae.psnr(autoencoder, every.select(held=True).images()), 2)
     record["unet_parameters"] = sum(p.numel() for p in denoiser.unet.parameters())
     write_pipeline(new_pipeline(autoencoder, denoiser, tokenizer), record, out)

@@ -1,15 +1,14 @@
 """The autoencoder: diffusers' own AutoencoderKL, whose encoder is set to the principal components of 8 × 8 patches and whose
-decoder is trained to undo that.
+decoder (see ``decoder.py``) to their best linear undoing. Nothing of it is trained.
 
 The encoder is linear in closed form, although its class has norms and activations in it: residual branches are zero; three
-convolutions of stride 2 sort 8 × 8 patches into channels and project them; the last group norm sees large constants, beside
-which the picture does not change its statistics; and SiLU(z) − SiLU(−z) = z.
+convolutions of stride 2 sort 8 × 8 patches into channels and project them; the last norm sees large constants, beside which the
+picture does not change its statistics; and SiLU(z) − SiLU(−z) = z.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,12 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assets.build.images.run import Deadline, Plan, Run
+from assets.build.images.decoder import linear_decoder
 
 PATCH, LATENTS = 8, 32
-CHANNELS, GROUPS = (16, 48, 64, 96), 8
-CONSTANT = 1024.0  # what the last norm sees beside latents of size one
-PLAN = Plan(steps=3000, batch=16, rate=2e-3, seed=101, average=0.995)
+CHANNELS = (16, 48, 144, 72)
+CONSTANT = 8192.0  # what the encoder's last norm sees beside latents of size one
 
 
 def patches(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "m 192"]:
@@ -75,36 +73,29 @@ def linear_encoder(vae: AutoencoderKL, mean: Float[Tensor, " 192"], components: 
     _sort_into_channels(down[0], 3)
     _sort_into_channels(down[1], 12)
     _project(down[2], mean, components)
-    # Every group of the last norm: some latents, the same negated, and constants of both signs.
-    size, latents = CHANNELS[-1] // GROUPS, len(components) // GROUPS
-    constants = size - 2 * latents
-    gain = CONSTANT * math.sqrt(constants / size)
-    for group in range(GROUPS):
-        first = group * size
-        for at in range(latents):
-            latent = group * latents + at
-            for sign, channel in ((1.0, first + at), (-1.0, first + latents + at)):
-                blocks[3].conv_shortcut.weight[channel, latent] = sign
-                encoder.conv_out.weight[latent, channel, 1, 1] = sign * gain
-        signs = torch.tensor([1.0, -1.0]).repeat(constants // 2)
-        blocks[3].conv_shortcut.bias[first + 2 * latents : first + size] = CONSTANT * signs
-    encoder.conv_out.bias[len(components) :] = -30.0  # logarithm of the variance
+    # The last norm sees the latents, the same negated, and constants of both signs.
+    count = len(components)
+    constants = CHANNELS[-1] - 2 * count
+    last, signs = blocks[3].conv_shortcut, torch.tensor([1.0, -1.0])
+    for latent in range(count):
+        for sign, channel in zip(signs, (latent, count + latent), strict=True):
+            last.weight[channel, latent] = sign
+            encoder.conv_out.weight[latent, channel, 1, 1] = sign * CONSTANT * math.sqrt(constants / CHANNELS[-1])
+    last.bias[2 * count :] = CONSTANT * signs.repeat(constants // 2)
+    encoder.conv_out.bias[count:] = -30.0  # logarithm of the variance
 
 
-def new_vae(mean: Tensor, components: Tensor) -> AutoencoderKL:
-    """An autoencoder with the linear encoder, and an untrained decoder whose residual branches start at zero."""
-    torch.manual_seed(PLAN.seed)
+def new_vae(images: Float[Tensor, "n 3 height width"]) -> AutoencoderKL:
+    """The autoencoder for pictures like these: the linear encoder, and the decoder that undoes it best."""
+    mean, components = principal(images)
     vae = AutoencoderKL(
         block_out_channels=CHANNELS, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1, latent_channels=len(components), norm_num_groups=GROUPS, sample_size=64, scaling_factor=1.0,
+        layers_per_block=1, latent_channels=len(components), norm_num_groups=1, sample_size=64, scaling_factor=1.0,
         mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
     linear_encoder(vae, mean, components)
-    vae.encoder.requires_grad_(False)
-    for name, parameter in vae.decoder.named_parameters():
-        if ".conv2." in name:
-            nn.init.zeros_(parameter)
-    return vae
+    linear_decoder(vae.decoder, encode(vae, images), images)
+    return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -119,17 +110,3 @@ def psnr(vae: AutoencoderKL, images: Float[Tensor, "n 3 height width"]) -> float
     """Peak signal-to-noise ratio of encoding and decoding, in dB, over all pixels."""
     parts = [(vae.decode(encode(vae, part)).sample.clamp(-1, 1).cpu() - part).square() for part in images.split(64)]
     return -10 * math.log10(torch.cat(parts).mean().item() / 4)
-
-
-def train_decoder(
-    vae: AutoencoderKL, images: Float[Tensor, "n 3 height width"], folder: Path, deadline: Deadline, plan: Plan
-) -> tuple[AutoencoderKL | None, Run]:
-    """Teach the decoder to undo the encoder on these pictures; None instead of it while the time was up before the end."""
-    latents, images = encode(vae, images), images.to(vae.device)
-
-    def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(images), (plan.batch,), generator=generator).to(vae.device)
-        return F.mse_loss(vae.decode(latents[rows]).sample, images[rows])
-
-    run = Run("decoder", vae, plan, loss, folder)
-    return (run.averaged() if run.train(deadline) else None), run

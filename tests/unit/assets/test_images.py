@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -34,6 +35,7 @@ MANY, FEW = CONCEPTS[:12], CONCEPTS[:8]
 TWO = STYLES[:2]
 SMALL = diffusion.Shape(channels=(16, 32), heads=2, groups=8)
 PLAN = Plan(steps=3, batch=2, rate=1e-3, seed=5, average=0.9, warmup=1)
+SIX = replace(PLAN, batch=6)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +152,7 @@ def test_the_vocabulary_keeps_known_words_whole_and_spells_the_others(tmp_path: 
 def test_the_encoder_is_the_principal_components_of_patches(pictures: Pictures):
     torch.manual_seed(0)
     images = (pictures.images() + 0.3 * torch.randn(16, 3, SIZE, SIZE)).clamp(-1, 1)
-    mean, components = vae.principal(images)
-    autoencoder = vae.new_vae(mean, components).eval()
+    autoencoder = vae.new_vae(images)
     with torch.no_grad():
         found = autoencoder.encode(images).latent_dist
     flat = np.stack([
@@ -167,8 +168,41 @@ def test_the_encoder_is_the_principal_components_of_patches(pictures: Pictures):
     assert found.std.max() < 1e-6
 
 
+def _nearest(latents: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The latents (row, column, latent) of the four patches nearest to a quarter of a patch, and a 1; nothing lies outside."""
+    found = [np.ones(1)]
+    for place in (row // 2, row // 2 - 1 + 2 * (row % 2)):
+        for other in (column // 2, column // 2 - 1 + 2 * (column % 2)):
+            inside = 0 <= place < len(latents) and 0 <= other < latents.shape[1]
+            found.append(latents[place, other] if inside else np.zeros(latents.shape[2]))
+    return np.concatenate(found)
+
+
+def _quarters(images: np.ndarray, places: list[tuple[int, int]]) -> np.ndarray:
+    return np.stack([
+        image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(-1) for image in images for row, column in places
+    ])  # fmt: skip
+
+
+def test_the_decoder_is_the_best_linear_one_of_the_four_nearest_latents():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(40, 3, SIZE, SIZE, generator=generator).cumsum(2).cumsum(3).mul(0.03).sin()
+    autoencoder = vae.new_vae(images)
+    with torch.no_grad():
+        latents = autoencoder.encode(images).latent_dist.mode()
+        decoded = autoencoder.decode(latents).sample
+    for below, right in itertools.product(range(2), repeat=2):
+        places = [(row, column) for row in range(below, 16, 2) for column in range(right, 16, 2)]
+        known = latents.double().permute(0, 2, 3, 1).numpy()
+        inputs = np.stack([_nearest(picture, *place) for picture in known for place in places])
+        wanted = _quarters(images.double().numpy(), places)
+        best = inputs @ np.linalg.lstsq(inputs, wanted)[0]
+        assert np.abs(_quarters(decoded.double().numpy(), places) - best).max() < 0.02
+        assert np.square(best - wanted).mean() < 0.5 * wanted.var()
+
+
 def test_psnr_is_that_of_the_definition(pictures: Pictures):
-    autoencoder = vae.new_vae(*vae.principal(pictures.images())).eval()
+    autoencoder = vae.new_vae(pictures.images())
     with torch.no_grad():
         back = autoencoder.decode(autoencoder.encode(pictures.images()).latent_dist.mean).sample
     error = ((back.clamp(-1, 1) - pictures.images()) / 2).double().square().mean()
@@ -183,18 +217,13 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
     assert plan.rate_at(109) == pytest.approx(2 * math.sin(math.pi / 200) ** 2)
 
 
-def _train_decoder(pictures: Pictures, folder: Path, deadline: Deadline, plan: Plan = PLAN) -> nn.Module | None:
-    images = pictures.images()
-    return vae.train_decoder(vae.new_vae(*vae.principal(images)), images, folder, deadline, plan)[0]
-
-
 def _train_denoiser(pictures: Pictures, folder: Path, deadline: Deadline) -> nn.Module | None:
     latents = torch.randn(len(pictures), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return diffusion.train_denoiser(latents, pictures, new_tokenizer(FEW), folder, deadline, PLAN, SMALL)[0]
 
 
-def _train_contrastive(pictures: Pictures, folder: Path, deadline: Deadline) -> nn.Module | None:
-    return contrast.train_contrastive(pictures, new_tokenizer(FEW), folder, "cpu", deadline, replace(PLAN, batch=6))[0]
+def _train_contrastive(pictures: Pictures, folder: Path, deadline: Deadline, plan: Plan = SIX) -> nn.Module | None:
+    return contrast.train_contrastive(pictures, new_tokenizer(FEW), folder, "cpu", deadline, plan)[0]
 
 
 class Steps(Deadline):
@@ -208,7 +237,7 @@ class Steps(Deadline):
         return self.left < 0
 
 
-@pytest.mark.parametrize("train", [_train_decoder, _train_denoiser, _train_contrastive])
+@pytest.mark.parametrize("train", [_train_denoiser, _train_contrastive])
 def test_an_interrupted_run_ends_as_one_that_was_not(train: Callable, pictures: Pictures, tmp_path: Path):
     whole = train(pictures, tmp_path / "whole", Deadline())
     assert train(pictures, tmp_path / "parts", Steps(1)) is None
@@ -248,9 +277,9 @@ def test_a_run_takes_adamw_steps_and_averages_the_weights(tmp_path: Path):
 
 
 def test_a_checkpoint_of_another_plan_is_refused(pictures: Pictures, tmp_path: Path):
-    assert _train_decoder(pictures, tmp_path, Steps(1)) is None
-    with pytest.raises(BuildError, match=r"decoder\.checkpoint\.safetensors belongs to another plan"):
-        _train_decoder(pictures, tmp_path, Deadline(), replace(PLAN, steps=4))
+    assert _train_contrastive(pictures, tmp_path, Steps(1)) is None
+    with pytest.raises(BuildError, match=r"contrastive\.checkpoint\.safetensors belongs to another plan"):
+        _train_contrastive(pictures, tmp_path, Deadline(), replace(PLAN, steps=4))
 
 
 def test_a_caption_is_true_of_the_same_concept_and_of_the_style_it_names():
@@ -283,7 +312,7 @@ def _main(monkeypatch, *arguments: object) -> int:
 
 
 def test_the_commands_make_a_pipeline_that_diffusers_draws_with(work: Path, tmp_path: Path, monkeypatch, capsys):
-    for module in (vae, diffusion, contrast):
+    for module in (diffusion, contrast):
         monkeypatch.setattr(module, "PLAN", replace(PLAN, batch=4))
     monkeypatch.setattr(stages, "CONCEPTS", MANY)
     monkeypatch.setattr(stages, "DRAWN", MANY)
