@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from lego.errors import AdapterError
 
@@ -62,12 +61,16 @@ class Branch:
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """``output + (w ⊙ (x Aᵀ)) Bᵀ``; the output itself is overwritten only where no gradient is recorded."""
-        x, down, up = inputs[0], self.down, self.up
-        flat = x.reshape(-1, down.shape[0])
-        hidden = torch.mm(flat.to(down.device, down.dtype), down)
+        x, down = inputs[0], self.down
+        hidden = torch.mm(x.reshape(-1, down.shape[0]).to(down.device, down.dtype), down)
         if self.weights is not None:
-            weights = self.weights_of(x.shape[:-1])
-            hidden = (hidden.view(len(weights), -1, hidden.shape[1]) * weights).view_as(hidden)
+            times = self.times(x.shape[:-1])
+            hidden = (hidden.view(times, len(self.weights), -1, hidden.shape[1]) * self.weights).view_as(hidden)
+        return self.add(output, hidden)
+
+    def add(self, output: Float[Tensor, "*places d_out"], hidden: Float[Tensor, "places units"]) -> Tensor:
+        """``output + hidden Bᵀ``."""
+        up = self.up
         if output.dtype != up.dtype or not output.is_contiguous():
             return output + torch.mm(hidden, up).view(output.shape).to(output.dtype)
         result = output.view(-1, up.shape[1])
@@ -76,8 +79,8 @@ class Branch:
         result.addmm_(hidden, up)
         return output
 
-    def weights_of(self, shape: torch.Size) -> Tensor:
-        """The weights of every sample of an input: of k × rows samples, each k-th part has the rows' weights in order.
+    def times(self, shape: torch.Size) -> int:
+        """How often an input holds the rows: of k × rows samples, each k-th part has them in order.
 
         Args:
             shape: of the input without its features.
@@ -98,9 +101,7 @@ class Branch:
                 self.module,
                 "Rows with different weights need inputs of shape (rows, tokens, features): run one variant at a time.",
             )
-        return (
-            self.weights if samples == rows else self.weights.repeat(samples // rows, *[1] * (self.weights.dim() - 1))
-        )
+        return samples // rows
 
 
 class ConvBranch(Branch):
@@ -114,7 +115,7 @@ class ConvBranch(Branch):
     def lay_out(
         down: Float[Tensor, "d_in units"], up: Float[Tensor, "units d_out"], layer: nn.Module
     ) -> tuple[Tensor, Tensor]:
-        """A as a convolution (units, in, kh, kw), B as one of 1 × 1 (d_out, units, 1, 1)."""
+        """A as a convolution (units, in, kh, kw); B as it is, since a convolution of 1 × 1 is a product at each place."""
         assert isinstance(layer, nn.Conv2d)
         kernel = down.T.reshape(down.shape[1], layer.in_channels, *layer.kernel_size)
         return kernel.contiguous(memory_format=torch.channels_last), up
@@ -130,8 +131,13 @@ class ConvBranch(Branch):
         x, down = inputs[0], self.down
         hidden = layer._conv_forward(x.to(down.device, down.dtype), down, None)
         if self.weights is not None:
-            hidden = hidden * self.weights_of(x.shape[:1] + x.shape[2:])
-        update = conv2d(hidden, self.up.T[:, :, None, None]).to(output.dtype)
+            times = self.times(x.shape[:1] + x.shape[2:])
+            hidden = (hidden.unflatten(0, (times, -1)) * self.weights).flatten(0, 1)
+        places = output.permute(0, 2, 3, 1)
+        if places.is_contiguous():
+            found = self.add(places, hidden.permute(0, 2, 3, 1).reshape(-1, hidden.shape[1]))
+            return found.permute(0, 3, 1, 2)
+        update = torch.matmul(self.up.T, hidden.flatten(2)).view(output.shape).to(output.dtype)
         return output + update if torch.is_grad_enabled() else output.add_(update)
 
 

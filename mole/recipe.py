@@ -12,9 +12,11 @@ from mole.train import TrainConfig
 
 
 class Rows(Part):
-    """Samples: a built-in task or a JSONL file of prompts and answers. A bare string stands for ``rows``."""
+    """Samples: a JSONL file of prompts and answers, or a folder of pictures with captions. A bare string stands for ``rows``."""
 
-    rows: str = Field(description="a built-in task's name, or the path of a JSONL file, relative to the recipe's")
+    rows: str = Field(
+        description="the name of what ships, or the path of a JSONL file or folder, relative to the recipe's"
+    )
     split: str | None = Field(
         default=None, description="only the rows of this split; all that are not held out unless given"
     )
@@ -28,6 +30,17 @@ class Rows(Part):
         return {"rows": value} if isinstance(value, str) else value
 
 
+class Guidance(Part):
+    """Learning from captions alone: what gates draw is judged by a contrastive model (MoLE, arXiv 2404.13628, section 3.2)."""
+
+    model: str | None = Field(
+        default=None, description="a CLIP model, a hub id or a folder; the one that belongs to the base unless given"
+    )
+    steps: int = Field(default=8, ge=1, le=1000, description="denoising steps of a drawing")
+    local: float = Field(default=1.0, ge=0, le=100, description="weight of the directional term")
+    source: str = Field(default="", description="the caption from which the directional term starts")
+
+
 class GateRecipe(Document):
     """Everything that a training needs to be done again."""
 
@@ -38,6 +51,9 @@ class GateRecipe(Document):
     sources: list[Source] = Field(min_length=1, description="a list of at least one path, hub id or {path: …}")
     data: list[Rows] = Field(min_length=1, description="a list of built-in tasks, JSONL files or {rows: …, share: …}")
     gates: GateConfig = Field(default=GateConfig(), description="{granularity: …, reads: …, normalise: …}")
+    guidance: Guidance | None = Field(
+        default=None, description="{model: …, steps: …, local: …}: for pictures, learn from captions alone"
+    )
     training: TrainConfig = Field(default=TrainConfig(), description="{steps: …, batch: …, alpha: …, seed: …}")
 
     @model_validator(mode="after")
