@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
@@ -161,3 +165,91 @@ def tiny_folder(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """The same, saved as diffusers does."""
     tiny_pipeline(name, seed).save_pretrained(folder, **options)
     return folder
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+EVERY = (
+    *ATTENTION, "conv1", "conv2", "conv_shortcut", "conv", "conv_in", "conv_out", "proj_in", "proj_out", "ff.net.0.proj",
+    "ff.net.2", "time_emb_proj", "linear_1", "linear_2",
+)  # fmt: skip
+BLOCKS = (*ATTENTION, "add_q_proj", "norm1.linear", "ff.net.0.proj", "ff_context.net.2", "proj_mlp", "x_embedder")
+CLIP = ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
+T5 = ("q", "v", "wi", "wo")
+UNEVEN = {"to_k": 1, "conv1": -1, "fc1": -1}
+TARGETS = {"unet": EVERY, "transformer": BLOCKS, "text_encoder": CLIP, "text_encoder_2": CLIP}
+
+
+def lora_states(
+    name: str, seed: int, rank: int = 3, only: Sequence[str] = (), even: bool = False
+) -> dict[str, dict[str, torch.Tensor]]:
+    """A random LoRA of a pipeline: PEFT's state of every part by the part's name.
+
+    Args:
+        name: of the pipeline.
+        seed: of the factors.
+        rank: of most modules.
+        only: parts; all that TARGETS names unless given.
+        even: whether all ranks are equal; else those of UNEVEN differ.
+    """
+    made = tiny_pipeline(name)
+    found = {}
+    for number, (part, targets) in enumerate(TARGETS.items()):
+        model = getattr(made, part, None)
+        if model is None or (only and part not in only) or (name == "flux" and part == "text_encoder_2"):
+            continue  # diffusers loads no LoRAs into T5
+        torch.manual_seed(100 * seed + number)
+        ranks = {} if even else {kind: rank + more for kind, more in UNEVEN.items() if kind in targets}
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, rank_pattern=ranks, alpha_pattern=ranks, target_modules=list(targets)
+        )
+        model.add_adapter(config)
+        state = get_peft_model_state_dict(model, adapter_name="default")
+        found[part] = {key: torch.randn_like(value) * SIZE / value[0].numel() ** 0.5 for key, value in state.items()}
+    return found
+
+
+SIZE = 0.5
+"""Spread of the factors' numbers: a LoRA then changes pictures visibly."""
+
+
+def write_lora(folder: Path, name: str, seed: int, form: str, **more: Any) -> Path:
+    """A random LoRA of a pipeline as a file.
+
+    Args:
+        folder: to make.
+        name: of the pipeline.
+        seed: of the factors.
+        form: ``peft`` (as `save_lora_weights` writes PEFT's names), ``diffusers`` (its older names, which know no convolutions),
+            ``kohya`` (ranks even: diffusers gives alphas that differ to other modules than kohya's tools do).
+    """
+    states = lora_states(name, seed, even=form == "kohya", **more)
+    folder.mkdir(parents=True)
+    if form == "kohya":
+        save_file(kohya_tensors(states), folder / "lora.safetensors")
+        return folder
+    if form == "diffusers":
+        states = {
+            part: convert_state_dict_to_diffusers(
+                {k: v for k, v in state.items() if v.dim() == 2 and ("attn" in k or "self" in k)}
+            )
+            for part, state in states.items()
+        }
+    type(tiny_pipeline(name)).save_lora_weights(
+        folder, **{f"{part}_lora_layers": state for part, state in states.items()}
+    )
+    return folder
+
+
+def kohya_tensors(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """diffusers' own conversion; it names two modules as diffusers itself does not read them."""
+    flat = {}
+    for part, state in states.items():
+        bare = part.startswith("text") and any(key.startswith("encoder.") for key in state)
+        flat |= {f"{part}.{'text_model.' if bare else ''}{key}": value for key, value in state.items()}
+    names = {f"add_embedding_linear_{n}": f"label_emb_0_{2 * n - 2}" for n in (1, 2)}
+    found = {}
+    for key, value in convert_state_dict_to_kohya(flat).items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        found[key] = value.contiguous().float()
+    return found

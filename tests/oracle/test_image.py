@@ -1,0 +1,103 @@
+"""Pictures against diffusers' own: `load_lora_weights` with `set_adapters` for sums, with `fuse_lora` for merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backends import library
+from backends.bases import ImageBase, load_base
+from backends.image import Drawing, Variant, draw
+from mole.live import Weighting
+from tests.tiny_pipelines import tiny_folder, tiny_pipeline, write_lora
+
+PROMPT, STEPS = "a cat", 2
+SIZES = {"sd": None, "sdxl": None, "flux": (64, 64)}
+CASES = [(name, form) for name in ("sd", "sdxl") for form in ("peft", "diffusers", "kohya")] + [("flux", "peft")]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageBase]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRICKYARD_DEVICE", "cpu")
+        folder = tmp_path_factory.mktemp("bases")
+        return {name: load_base(str(tiny_folder(folder / name, name))) for name in SIZES}  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+
+
+@contextmanager
+def exact(pipeline: Any) -> Iterator[list[Tensor]]:
+    """The pictures that a pipeline makes, before they are rounded to 256 levels: from 0 to 1."""
+    kept: list[Tensor] = []
+    processor, own = pipeline.image_processor, pipeline.image_processor.postprocess
+
+    def noting(image: Tensor, *args: Any, **named: Any) -> Any:
+        kept.append((image / 2 + 0.5).clamp(0, 1))
+        return own(image, *args, **named)
+
+    processor.postprocess = noting
+    try:
+        yield kept
+    finally:
+        del processor.postprocess
+
+
+def drawn(base: ImageBase, variants: Sequence[Variant], drawing: Drawing, prompts: Sequence[str] = (PROMPT,)) -> Tensor:
+    """(variants, prompts, seeds, 3, height, width)."""
+    with exact(base.pipeline) as kept:
+        *_, sheet = draw(base, variants, prompts, drawing)
+    assert sheet.finished
+    return torch.cat(kept).unflatten(0, (len(variants), len(prompts), len(drawing.seeds)))
+
+
+def alone(pipeline: Any, drawing: Drawing, prompt: str = PROMPT, **more: Any) -> Tensor:
+    """What a user of diffusers gets, (seeds, 3, height, width)."""
+    pipeline.set_progress_bar_config(disable=True)
+    if drawing.size:
+        more |= {"width": drawing.size[0], "height": drawing.size[1]}
+    if drawing.guidance is not None:
+        more["guidance_scale"] = drawing.guidance
+    generators = [torch.Generator().manual_seed(seed) for seed in drawing.seeds]
+    prompts = [prompt] * len(generators)
+    return pipeline(
+        prompts, generator=generators, num_inference_steps=drawing.steps, output_type="pt", **more
+    ).images.float()
+
+
+def load(pipeline: Any, folders: dict[str, Path]) -> None:
+    """Have diffusers load LoRAs, each under its name."""
+    for adapter, folder in folders.items():
+        file = next(folder.glob("*.safetensors"))
+        pipeline.load_lora_weights(str(folder), weight_name=file.name, adapter_name=adapter)
+
+
+SUMS: list[dict[str, float]] = [{}, {"red": 1.0}, {"blue": 1.0}, {"red": 0.7, "blue": -0.6}]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_sums_are_those_of_diffusers(bases: dict[str, ImageBase], tmp_path: Path, name: str, form: str) -> None:
+    folders = {
+        adapter: write_lora(tmp_path / adapter, name, seed, form, rank=rank)
+        for adapter, seed, rank in (("red", 1, 3), ("blue", 2, 2))
+    }
+    keys = {adapter: library.add_folder(folder).key for adapter, folder in folders.items()}
+    variants = [Variant(str(w), Weighting(tuple((keys[a], weight) for a, weight in w.items()))) for w in SUMS]
+    drawing = Drawing(steps=STEPS, seeds=(3, 5), size=SIZES[name], guidance=bases[name].guidance)
+    found = drawn(bases[name], variants, drawing)[:, 0]
+    peer = tiny_pipeline(name)
+    torch.testing.assert_close(found[0], alone(peer, drawing), rtol=0, atol=1e-3)
+    load(peer, folders)
+    for pictures, weights in zip(found[1:], SUMS[1:], strict=True):
+        peer.set_adapters(list(weights), list(weights.values()))
+        torch.testing.assert_close(pictures, alone(peer, drawing), rtol=0, atol=1e-3)
+        assert (pictures - found[0]).abs().mean() > 0.02, "the LoRA must be seen, or the test shows nothing"
