@@ -17,7 +17,7 @@ from assets.build.images.pictures import Pictures
 from assets.build.images.run import Deadline, Plan, Run
 from assets.build.images.text import WIDTH, drawn_captions, new_text_encoder, token_ids
 
-PLAN = Plan(steps=7_500, batch=24, rate=1e-3, seed=202, average=0.996)
+PLAN = Plan(steps=8_500, batch=24, rate=1e-3, seed=202, average=0.996)
 LEAST_NOISE = 0.1  # the loss weighs 1/σ², but no more than at this σ²
 
 
@@ -43,8 +43,11 @@ class Denoiser(nn.Module):
             sample_size=side, in_channels=latents, out_channels=latents, block_out_channels=shape.channels,
             layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=WIDTH,
-            attention_head_dim=shape.heads, norm_num_groups=shape.groups,
+            attention_head_dim=shape.heads, norm_num_groups=shape.groups, addition_embed_type="text",
+            addition_embed_type_num_heads=shape.heads,
         ).to(memory_format=torch.channels_last)  # fmt: skip
+        # The caption as a whole, beside the time step, which every block sees; nothing of it at the start.
+        nn.init.zeros_(self.unet.add_embedding.norm2.weight)
 
     def forward(self, noisy: Float[Tensor, "n k h w"], times: Tensor, ids: Tensor) -> Float[Tensor, "n k h w"]:
         """The clean latents, as far as they can be told."""
