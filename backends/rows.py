@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +28,10 @@ def lines_of(path: Path, changed: int) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with known answers.
+    """Rows of a file.
 
     Attributes:
-        rows: with ``prompt`` and ``answer``.
+        rows: as they stand in the file.
         sha256: of the file they came from.
         split: which of its splits they are, where it has several.
     """
@@ -40,13 +41,16 @@ class Rows:
     split: str | None = None
 
 
-def read_rows(path: Path, split: str | None = None, without: str | None = None) -> Rows:
-    """Rows from a file, one JSON object with ``prompt`` and ``answer`` a line.
+def read_rows(
+    path: Path, split: str | None = None, without: str | None = None, keys: Sequence[str] = ("prompt", "answer")
+) -> Rows:
+    """Rows from a file, one JSON object a line.
 
     Args:
         path: of the file.
         split: take only the rows whose ``split`` is this; `ALL` takes every row.
         without: leave out the rows whose ``split`` is this.
+        keys: what every row has, as texts.
 
     Raises:
         AdapterError: when a line is not such a row, none is left, or rows of several splits would be mixed.
@@ -58,7 +62,7 @@ def read_rows(path: Path, split: str | None = None, without: str | None = None) 
         raise AdapterError(f"cannot be read ({error.strerror})", path) from error
     except UnicodeDecodeError as error:
         raise AdapterError("is not text in UTF-8", path) from error
-    rows = [row_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [row_of(line, f"{path}, line {number}", keys) for number, line in enumerate(lines, 1) if line.strip()]
     rows = [row for row in rows if without is None or row.get("split") != without]
     splits = list(dict.fromkeys(row.get("split", "") for row in rows))
     if split is None and len(splits) > 1:
@@ -73,7 +77,7 @@ def read_rows(path: Path, split: str | None = None, without: str | None = None) 
     return Rows(kept, hashlib.sha256(data).hexdigest(), split)
 
 
-def row_of(line: str, where: str) -> dict[str, str]:
+def row_of(line: str, where: str, keys: Sequence[str]) -> dict[str, str]:
     """One row.
 
     Raises:
@@ -83,8 +87,9 @@ def row_of(line: str, where: str) -> dict[str, str]:
         row = json.loads(line)
     except ValueError as error:
         raise AdapterError(f"is not JSON ({error})", where) from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
-        raise AdapterError('is not a row: it takes {"prompt": "…", "answer": "…"}', where)
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in keys):
+        wanted = ", ".join(f'"{name}": "…"' for name in keys)
+        raise AdapterError(f"is not a row: it takes {{{wanted}}}", where)
     return row
 
 
