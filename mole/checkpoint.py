@@ -48,6 +48,7 @@ class Place(Part):
     name: str = Field(description="a module, layer or block")
     modules: list[str] = Field(min_length=1, description="the modules it gates")
     readers: list[str] = Field(min_length=1, description="the modules whose input it reads")
+    places: tuple[int, int] = Field(default=(1, 1), description="[places of their input, of their output]")
 
     @model_validator(mode="after")
     def reads_what_it_gates(self) -> Place:
@@ -64,7 +65,7 @@ class Saved(Part):
     base: Base = Field(description="{id: …, fingerprint: …}")
     experts: list[Expert] = Field(min_length=1, description="a list of {name: …, fingerprint: …}")
     sites: list[Place] = Field(min_length=1, description="a list of {name: …, modules: …, readers: …}")
-    length: int = Field(default=1, ge=1, description="the number of tokens a gate reads")
+    length: int = Field(default=1, ge=1, description="the number of tokens each gate reads; 1 for its places")
     steps: int = Field(ge=0, description="the steps that were trained")
     files: dict[str, Annotated[str, Field(pattern=HASH)]] = Field(description="{gates.safetensors: its SHA-256, …}")
     recipe: GateRecipe = Field(description="the recipe of the training")
@@ -137,7 +138,7 @@ def load_gates(folder: Path, keys: Sequence[str] | None = None) -> Gates:
     """
     saved, path = read_config(folder), folder / WEIGHTS
     tensors = read_tensors(path)
-    sites = [Site(place.name, tuple(place.modules), tuple(place.readers)) for place in saved.sites]
+    sites = [Site(place.name, tuple(place.modules), tuple(place.readers), place.places) for place in saved.sites]
     try:
         features = [len(tensors[f"{label(site)}.weight"]) for site in sites]
         keys = keys or [expert.fingerprint for expert in saved.experts]

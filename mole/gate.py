@@ -7,7 +7,8 @@ Only e and τ are learned. A mask leaves LoRAs out later, without training: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lego.errors import AdapterError
+from mole.places import mean_patch, patches, positions
 from mole.pool import LivePool
 from mole.sites import Granularity, Site
 
@@ -42,7 +44,7 @@ class GateConfig(BaseModel):
     )
     pooling: Literal["mean", "flatten"] = Field(
         default="mean",
-        description="The mean over the prompt's tokens, or all tokens side by side (the paper; needs a fixed length).",
+        description="The mean over the prompt's tokens or an image's places, or all side by side (the paper; needs a fixed length).",
     )
     base_expert: bool = Field(
         default=False, description="Offer a LoRA of zeros as well, so that a gate may leave the base as it is."
@@ -119,7 +121,8 @@ class Gates(nn.Module):
             experts: the LoRAs' keys in the pool.
             sites: from `mole.sites.find_sites`.
             features: how many numbers each gate reads.
-            length: L of equation 10, the number of tokens; 1 for the mean.
+            length: L of equation 10, the number of tokens, for gates that read them side by side; 1 where each gate reads as many
+                as its site has places.
 
         Raises:
             AdapterError: when there is nothing to choose from, or a LoRA is named twice.
@@ -137,9 +140,8 @@ class Gates(nn.Module):
         cls, config: GateConfig, experts: Sequence[str], sites: Sequence[Site], pool: LivePool, length: int = 1
     ) -> Gates:
         """Gates for a pool: N · L · d inputs each (equation 10), or L · d where they read the LoRAs' input."""
-        return cls(
-            config, experts, sites, [features(config, len(experts), site, pool, length) for site in sites], length
-        )
+        count = len(experts)
+        return cls(config, experts, sites, [features(config, count, site, pool, length) for site in sites], length)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -172,37 +174,75 @@ class Gates(nn.Module):
         yield from zip(self.sites, cast("Sequence[Gate]", self.gates), strict=True)
 
     def read(
-        self, site: Site, x: Float[Tensor, "rows tokens d_in"], prompt: Bool[Tensor, "rows tokens"], pool: LivePool
-    ) -> Float[Tensor, "rows features"]:
+        self,
+        site: Site,
+        x: Tensor,
+        prompt: Bool[Tensor, "samples tokens"] | None,
+        pool: LivePool,
+        layers: Mapping[str, nn.Module] | None = None,
+    ) -> Float[Tensor, "samples features"]:
         """What a gate sees of its readers' input (equation 9).
 
         A LoRA is linear, so the mean of its outputs is its output for the mean: one row a sample goes through the factors.
 
+        Args:
+            site: of the gate.
+            x: the input, (samples, tokens, d_in), (samples, d_in) or of a convolution (samples, channels, height, width).
+            prompt: which tokens count; None for all places.
+            pool: with the LoRAs.
+            layers: the readers, where they may be convolutions.
+
         Raises:
-            AdapterError: when ``flatten`` gets another number of tokens than it was trained on.
+            AdapterError: when ``flatten`` gets another number of places than it was trained on.
         """
-        if self.config.pooling == "mean":
-            share = prompt / prompt.sum(dim=1, keepdim=True)
-            seen = (share.to(x.dtype)[:, None] @ x).float().to(pool.device)
+        layers = layers or {}
+        if self.config.reads == "hidden":
+            seen = self.pooled(site, x, prompt, layers.get(site.readers[0]), positions)
         else:
-            if x.shape[1] != self.length:
-                what = f"gets {x.shape[1]} tokens, but the gate was made for {self.length}"
-                raise AdapterError(what, site.name, "Use pooling: mean where lengths vary.")
-            seen = (x * prompt[..., None]).float().to(pool.device)
-        if self.config.reads == "outputs":
-            seen = torch.cat([self.outputs(key, site, seen, pool) for key in self.experts], dim=-1)
-        flat = seen.flatten(1)
+            parts = self.parts(site, x, prompt, layers)
+            seen = torch.cat([self.outputs(key, part, pool) for key in self.experts for part in parts], dim=-1)
+        flat = seen.flatten(1).to(pool.device)
         return normalize(flat, dim=-1) if self.config.normalise == "l2" else flat
 
+    def parts(
+        self, site: Site, x: Tensor, prompt: Tensor | None, layers: Mapping[str, nn.Module]
+    ) -> list[tuple[str, Tensor]]:
+        """What the units of each reader multiply, pooled; linear layers see the same, convolutions each their own patches."""
+        linear = [module for module in site.readers if not isinstance(layers.get(module), nn.Conv2d)]
+        shared = self.pooled(site, x, prompt, None, patches) if linear else x
+        return [
+            (module, shared if module in linear else self.pooled(site, x, prompt, layers[module], patches))
+            for module in site.readers
+        ]
+
+    def pooled(
+        self,
+        site: Site,
+        x: Tensor,
+        prompt: Tensor | None,
+        layer: nn.Module | None,
+        what: Callable[[Tensor, nn.Module | None], Tensor],
+    ) -> Float[Tensor, "samples L features"]:
+        """The mean over all places or the prompt's tokens, or everything side by side, in fp32."""
+        if self.config.pooling == "mean":
+            if prompt is None:
+                mean = mean_patch(x, layer) if what is patches else positions(x, layer).mean(dim=1, keepdim=True)
+                return mean.float()
+            share = prompt / prompt.sum(dim=1, keepdim=True)
+            return (share.to(x.dtype)[:, None] @ x).float()
+        seen, length = what(x, layer), length_of(self.config, site, self.length)
+        if seen.shape[1] != length:
+            told = f"gets {seen.shape[1]} tokens, but the gate was made for {length}"
+            raise AdapterError(told, site.name, "Use pooling: mean where lengths vary.")
+        return (seen if prompt is None else seen * prompt[..., None]).float()
+
     def outputs(
-        self, key: str, site: Site, x: Float[Tensor, "rows L d_in"], pool: LivePool
+        self, key: str, part: tuple[str, Float[Tensor, "rows L d_in"]], pool: LivePool
     ) -> Float[Tensor, "rows L d_out"]:
-        """E_i(x): what one LoRA adds in the readers, side by side; zeros where it does not adapt one."""
-        parts = []
-        for module in site.readers:
-            (down, up), units = pool.modules[module], pool.units(key, module)
-            parts.append((x @ down[:, units].float()) @ up[units].float())
-        return torch.cat(parts, dim=-1)
+        """E_i(x): what one LoRA adds in a reader; zeros where it does not adapt it."""
+        module, x = part
+        (down, up), units = pool.modules[module], pool.units(key, module)
+        return (x.to(pool.device) @ down[:, units].float()) @ up[units].float()
 
     def mask(self, masked: Sequence[str]) -> Bool[Tensor, "experts"] | None:
         """A mask that leaves some experts out; None where all are kept.
@@ -229,7 +269,20 @@ class Gates(nn.Module):
 
 
 def features(config: GateConfig, experts: int, site: Site, pool: LivePool, length: int) -> int:
-    """How many numbers a gate reads."""
+    """How many numbers a gate reads: N · L · d, or L · d of its readers' input."""
+    length = length_of(config, site, length)
     if config.reads == "hidden":
-        return length * int(pool.modules[site.readers[0]][0].shape[0])
+        return length * (pool.modules[site.readers[0]][0].shape[0] // math.prod(pool.kernels[site.readers[0]]))
     return experts * length * sum(int(pool.modules[module][1].shape[1]) for module in site.readers)
+
+
+def length_of(config: GateConfig, site: Site, length: int) -> int:
+    """L of one gate.
+
+    Args:
+        config, site: of the gate.
+        length: of all gates; 1 for as many as the site has places.
+    """
+    if config.pooling == "mean":
+        return 1
+    return length if length > 1 else site.places[config.reads == "outputs"]

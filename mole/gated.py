@@ -1,9 +1,10 @@
-"""Gates at work: a live pool whose weights some rows get from gates, read from the prompt and kept while the answer is made."""
+"""Gates at work: a live pool whose weights some rows get from gates: read from the prompt and kept, or read anew in every pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,24 +16,42 @@ from mole.live import Live
 from mole.pool import LivePool
 from mole.sites import Site
 
+EVERYWHERE: Literal["everywhere"] = "everywhere"
+"""Gates read all places of every pass, as in a UNet at every denoising step."""
+
 
 @dataclass(eq=False)
 class Route:
     """Rows of a batch that are mixed by gates.
 
+    Of a batch that holds the rows k times, samples are chosen for one by one: first those of the first part, then those of the next.
+
     Attributes:
         gates: which decide.
         rows: of the batch.
         masked: experts that are left out.
-        chosen: after a pass over prompts, what each gate chose, (rows, experts) by site, with its gradient where one is recorded.
-        reads: likewise what each gate saw, (rows, features).
+        chosen: after a pass that gates read, what each chose, (samples, experts) by site, with its gradient where one is recorded.
+        reads: likewise what each gate saw, (samples, features).
+        earlier: what was chosen in the passes before, since the rows were set.
     """
 
     gates: Gates
     rows: Sequence[int]
     masked: Sequence[str] = ()
-    chosen: dict[str, Float[Tensor, "rows experts"]] = field(default_factory=dict)
-    reads: dict[str, Float[Tensor, "rows features"]] = field(default_factory=dict)
+    chosen: dict[str, Float[Tensor, "samples experts"]] = field(default_factory=dict)
+    reads: dict[str, Float[Tensor, "samples features"]] = field(default_factory=dict)
+    earlier: list[dict[str, Float[Tensor, "samples experts"]]] = field(default_factory=list)
+
+    def choose(self, site: str, read: Tensor, chosen: Tensor) -> None:
+        """Note what a gate saw and chose; one that chooses a second time does so in a new pass."""
+        if site in self.chosen:
+            self.earlier.append({name: given.detach() for name, given in self.chosen.items()})
+            self.chosen, self.reads = {}, {}
+        self.chosen[site], self.reads[site] = chosen, read
+
+    def forget(self) -> None:
+        """Begin anew, as if nothing had been chosen."""
+        self.chosen, self.reads, self.earlier = {}, {}, []
 
 
 class Gated(Live):
@@ -45,12 +64,12 @@ class Gated(Live):
         """As `Live`: the weights are 0 everywhere until `set_rows`.
 
         Attributes:
-            prompt: which tokens of the coming passes the gates read, (rows, tokens); None for passes that no gate reads.
-                Padding and answers never change a gate.
+            prompt: which tokens of the coming passes the gates read, (rows, tokens), or `EVERYWHERE`; None for passes that no gate
+                reads. Padding and answers never change a gate.
             routes: the rows that are gated.
         """
         super().__init__(model, pool)
-        self.prompt: Bool[Tensor, "rows tokens"] | None = None
+        self.prompt: Bool[Tensor, "rows tokens"] | Literal["everywhere"] | None = None
         self.routes: tuple[Route, ...] = ()
         self._masks: list[Tensor | None] = []
         self._given: dict[str, Tensor] = {}
@@ -71,6 +90,7 @@ class Gated(Live):
             raise AdapterError("a row of the batch has two routes", None, "Give each row one.")
         for route in routes:
             route.gates.check_fit(self.pool)
+            route.forget()
         self._masks = [route.gates.mask(route.masked) for route in routes]
         self.routes = tuple(routes)
         self._given = {module: given.to(self.pool.device) for module, given in weights.items()}
@@ -81,33 +101,66 @@ class Gated(Live):
         super().__enter__()
         if self.prompt is None:  # nothing is read, what was chosen stays
             return self
-        self._now = {}
         for route, mask in zip(self.routes, self._masks, strict=True):
             for site, gate in route.gates.items():
                 first = self._layers[site.readers[0]]
                 self._watches.append(first.register_forward_pre_hook(self._decide(route, mask, gate, site)))
         return self
 
+    def _note_pass(self, part: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        super()._note_pass(part, inputs, named)
+        if self.prompt is not None:
+            self._now = {}
+
     def _decide(self, route: Route, mask: Tensor | None, gate: nn.Module, site: Site) -> Callable[..., None]:
         """A hook before the first reader: choose, and weigh the site's units accordingly."""
 
-        def decide(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert self.prompt is not None
-            x, prompt = inputs[0], self.prompt.to(inputs[0].device)
-            if x.dim() == 2:
+        def decide(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x, prompt = inputs[0], self.prompt
+            if not isinstance(prompt, Tensor):
+                prompt = None
+            elif x.dim() == 2:
                 x = x.view(*prompt.shape, -1)
-            rows = torch.as_tensor(route.rows, device=x.device)
-            whole = list(route.rows) == list(range(len(x)))
-            x, prompt = (x, prompt) if whole else (x[rows], prompt[rows])
-            read = route.reads[site.name] = route.gates.read(site, x, prompt, self.pool)
-            chosen = gate(read, None if mask is None else mask.to(read.device).expand(len(x), -1))
-            route.chosen[site.name] = chosen
-            rows = rows.to(chosen.device)
+            samples = self._samples(route.rows, site, len(x))
+            whole = samples == list(range(len(x)))
+            picked = torch.as_tensor(samples, device=x.device)
+            if prompt is not None:
+                prompt = prompt.to(x.device) if whole else prompt.to(x.device)[picked]
+            read = route.gates.read(site, x if whole else x[picked], prompt, self.pool, self._layers)
+            chosen = gate(read, None if mask is None else mask.to(read.device).expand(len(read), -1))
+            route.choose(site.name, read, chosen)
+            picked = picked.to(chosen.device)
             for module in site.modules:
-                given = self._given[module]
-                weights = given[rows] * route.gates.unit_weights(module, chosen, self.pool)
-                if not whole:
-                    weights = self._now[module] = self._now.get(module, given).index_put((rows,), weights)
-                self.set_module(module, weights)
+                self.set_module(module, self._weights(module, route, chosen, len(x), None if whole else picked))
 
         return decide
+
+    def _samples(self, rows: Sequence[int], site: Site, count: int) -> list[int]:
+        """A route's samples in a batch that holds all rows once or several times."""
+        all_rows = len(self._given[site.modules[0]])
+        if count % all_rows:
+            told = f"got {count} samples for {all_rows} rows of weights"
+            raise AdapterError(told, site.readers[0], "A batch holds the rows a whole number of times.")
+        return [row + start for start in range(0, count, all_rows) for row in rows]
+
+    def _weights(
+        self, module: str, route: Route, chosen: Tensor, count: int, picked: Tensor | None
+    ) -> Float[Tensor, "samples units"]:
+        """A module's weights in all samples, those of a route multiplied by what was chosen for them.
+
+        Args:
+            module: of the pool.
+            route: whose gates chose.
+            chosen: for the route's samples.
+            count: of all samples.
+            picked: the route's samples; None for all.
+        """
+        given = self._given[module]
+        if count > len(given):
+            given = given.repeat(count // len(given), 1)
+        gated = route.gates.unit_weights(module, chosen, self.pool)
+        if picked is None:
+            return given * gated
+        now = self._now.get(module, given)
+        self._now[module] = now.index_put((picked,), given[picked] * gated)
+        return self._now[module]

@@ -53,7 +53,7 @@ class Live:
 
     def __enter__(self) -> Live:
         self.samples = self.tokens = 0
-        for part in parts_that_run(self._model):
+        for _, part in running_parts(self._model):
             self._watches.append(part.register_forward_pre_hook(self._note_pass, with_kwargs=True))
         for branch in self._branches.values():
             self._hook(branch)
@@ -164,13 +164,18 @@ def attach(model: nn.Module, pool: LivePool) -> Live:
     return Live(model, pool)
 
 
-def parts_that_run(model: nn.Module) -> Iterator[nn.Module]:
-    """The model, or its parts where it only holds them, as a pipeline's UNet and text encoders have no common forward pass."""
+def running_parts(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The model, or its parts where it only holds them, as a pipeline's UNet and text encoders have no common forward pass.
+
+    Args:
+        model: perhaps a part already.
+        name: of that part.
+    """
     if type(model).forward is not nn.Module.forward:
-        yield model
+        yield name, model
         return
-    for part in model.children():
-        yield from parts_that_run(part)
+    for key, part in model.named_children():
+        yield from running_parts(part, f"{name}.{key}" if name else key)
 
 
 def find_layers(model: nn.Module, pool: LivePool) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from lego.errors import AdapterError
+from mole.live import running_parts
 
 Granularity = Literal["module", "layer", "block", "network"]
 
@@ -21,11 +23,14 @@ class Site:
         name: the module, layer or block that it gates; empty for the network.
         modules: the adapted modules whose LoRAs it mixes, in the order in which the model runs them.
         readers: those of them from whose common input it decides: the first one, and all that get the very same tensor.
+        places: how many places (tokens, pixels) the first reader's input and output have, where they always have as many, as in
+            a UNet; a flattening gate reads them side by side.
     """
 
     name: str
     modules: tuple[str, ...]
     readers: tuple[str, ...]
+    places: tuple[int, int] = field(default=(1, 1), compare=False)
 
 
 def find_sites(
@@ -37,37 +42,51 @@ def find_sites(
         model: the frozen base.
         modules: the adapted modules.
         granularity: a gate for each ``module``, for each ``layer`` (a part of a block: attention, feed-forward), for each
-            ``block``, or for the ``network``.
+            ``block``, or for the ``network``. A UNet's blocks are its transformer blocks and resnets.
         run: one forward pass of the model, on anything: it shows in which order modules run and which share an input.
 
     Raises:
         AdapterError: when a module takes no part in that pass.
     """
     wanted = set(modules)
-    inputs = trace_inputs(model, wanted, run)
-    if missing := sorted(wanted - set(inputs)):
+    calls = trace_calls(model, wanted, run)
+    if missing := sorted(wanted - set(calls)):
         raise AdapterError(f"module {missing[0]} takes no part in a forward pass", None, "It cannot be gated.")
     groups: dict[str, list[str]] = {}
-    blocks = block_names(model)
-    for module in inputs:
-        groups.setdefault(place(module, blocks, granularity), []).append(module)
+    blocks, tops = block_names(model), {name for name, _ in running_parts(model)}
+    for module in calls:
+        groups.setdefault(place(module, blocks, granularity, tops), []).append(module)
     return tuple(
-        Site(name, tuple(group), tuple(m for m in group if inputs[m] is inputs[group[0]]))
+        Site(
+            name,
+            tuple(group),
+            tuple(m for m in group if calls[m].given is calls[group[0]].given),
+            calls[group[0]].places,
+        )
         for name, group in groups.items()
     )
 
 
-def trace_inputs(model: nn.Module, modules: set[str], run: Callable[[], object]) -> dict[str, Tensor]:
-    """The input of each module, in the order of their calls."""
-    seen: dict[str, Tensor] = {}
+class Call(NamedTuple):
+    """A module's first call: its input, and how many places that and its output have."""
+
+    given: Tensor
+    places: tuple[int, int]
+
+
+def trace_calls(model: nn.Module, modules: set[str], run: Callable[[], object]) -> dict[str, Call]:
+    """The first call of each module, in their order."""
+    seen: dict[str, Call] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.setdefault(name, inputs[0])
+        def note(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ends = (inputs[0], output)
+            sizes = (x.shape[2:] if isinstance(layer, nn.Conv2d) else x.shape[1:-1] for x in ends)
+            seen.setdefault(name, Call(inputs[0], tuple(map(math.prod, sizes))))  # type: ignore[arg-type]
 
         return note
 
-    handles = [m.register_forward_pre_hook(watch(name)) for name, m in model.named_modules() if name in modules]
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name in modules]
     try:
         run()
     finally:
@@ -76,8 +95,15 @@ def trace_inputs(model: nn.Module, modules: set[str], run: Callable[[], object])
     return seen
 
 
-def place(module: str, blocks: set[str], granularity: Granularity) -> str:
-    """The gate to which a module belongs. What lies in no block is one with its siblings, or alone as an output projection."""
+def place(module: str, blocks: set[str], granularity: Granularity, tops: set[str]) -> str:
+    """The gate to which a module belongs. What lies in no block is one with its siblings, or alone as an output projection.
+
+    Args:
+        module: its name.
+        blocks: from `block_names`.
+        granularity: of the gates.
+        tops: the names of the model's parts that run by themselves; what lies right in one has no siblings.
+    """
     if granularity == "module":
         return module
     if granularity == "network":
@@ -86,7 +112,8 @@ def place(module: str, blocks: set[str], granularity: Granularity) -> str:
     prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
     within = [n for n, prefix in enumerate(prefixes) if prefix in blocks]
     if not within:
-        return ".".join(parts[:-1]) or module
+        parent = ".".join(parts[:-1])
+        return module if not parent or parent in tops else parent
     return prefixes[within[-1] + (granularity == "layer" and within[-1] + 1 < len(prefixes))]
 
 

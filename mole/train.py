@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lego.errors import AdapterError
 from mole.gate import Gates
-from mole.gated import Gated, Route
+from mole.gated import EVERYWHERE, Gated, Route
 from mole.losses import balance_loss, entropy
 from mole.memory import out_of_memory, release
 from mole.pool import LivePool, Weighting
@@ -52,26 +52,26 @@ class Batch:
 
     Attributes:
         inputs: arguments of the base's forward pass; tensors have a row for each sample.
-        prompt: which tokens the gates read, (rows, tokens).
+        prompt: which tokens the gates read, (rows, tokens); None for every place of an image.
         targets: what the loss needs, a row for each sample.
     """
 
     inputs: dict[str, object]
-    prompt: Bool[Tensor, "rows tokens"]
+    prompt: Bool[Tensor, "rows tokens"] | None
     targets: Tensor
 
     def part(self, rows: slice) -> Batch:
         """Some of the samples."""
         inputs = {key: value[rows] if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
-        return Batch(inputs, self.prompt[rows], self.targets[rows])
+        return Batch(inputs, None if self.prompt is None else self.prompt[rows], self.targets[rows])
 
     def to(self, device: torch.device) -> Batch:
         """The samples on a device."""
         inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
-        return Batch(inputs, self.prompt.to(device), self.targets.to(device))
+        return Batch(inputs, None if self.prompt is None else self.prompt.to(device), self.targets.to(device))
 
     def __len__(self) -> int:
-        return len(self.prompt)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class GatedModel(nn.Module):
             self.live.set_rows(self.live.pool.row_weights([every] * len(batch)), [Route(self.gates, range(len(batch)))])
             self._rows = len(batch)
         route = self.live.routes[0]
-        route.chosen, route.reads = {}, {}
-        self.live.prompt = batch.prompt
+        route.forget()
+        self.live.prompt = EVERYWHERE if batch.prompt is None else batch.prompt
         with self.live:
             return self.loss(self.model(**batch.inputs), batch.targets), route
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from mole import checkpoint
+from mole import checkpoint, cli
 from mole.__main__ import main
 from mole.checkpoint import load_gates, read_tensors
+from mole.train import Progress
 from tests.conftest import write_peft
 from tests.tiny import tiny_model, tiny_tensors, tiny_tokenizer
 
@@ -105,10 +105,15 @@ def test_a_checkpoint_goes_on_where_it_was(place: Path) -> None:
     assert all(torch.equal(whole[key], rest[key]) for key in whole)
 
 
-def test_ctrl_c_keeps_what_was_learned(place: Path) -> None:
+def test_ctrl_c_keeps_what_was_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(place / "long.yaml", training={"steps": 100_000, "batch": 2, "calibration": 2, "seed": 3})
-    timer = threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    told = cli.line
+
+    def press(progress: Progress, first: Progress) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return told(progress, first)
+
+    monkeypatch.setattr(cli, "line", press)
     assert main(["train", str(recipe), "-o", str(place / "stopped")]) == 0
     assert 0 < checkpoint.read_config(place / "stopped").steps < 100_000
     assert load_gates(place / "stopped").parameter_count > 0
