@@ -108,6 +108,8 @@ def warm(id: str = BUILTIN, progress: Progress | None = None) -> threading.Threa
 def module_shapes(base: Base | str) -> Shapes:
     """(d_in, d_out) of every linear layer of a base, (in·kh·kw, out, kh, kw) of every convolution that a LoRA can adapt.
 
+    A convolution of 1 × 1 is a matrix, as a linear layer is.
+
     Args:
         base: a loaded one, or the id of one: the built-in needs no file for this, others need their config.json.
 
@@ -123,7 +125,8 @@ def shape_of(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, nn.Conv2d) and module.groups == 1:
-        return module.in_channels * math.prod(module.kernel_size), module.out_channels, *module.kernel_size
+        size = math.prod(module.kernel_size)
+        return module.in_channels * size, module.out_channels, *(module.kernel_size if size > 1 else ())
     return ()
 
 

@@ -9,7 +9,6 @@ from backends import schedulers
 from backends.pipelines import ImageBase
 from lego.errors import AdapterError
 
-MOST_STEPS = 1000
 SEEDS = range(2**63)
 
 
@@ -39,17 +38,18 @@ class Drawing:
         Raises:
             AdapterError: naming the setting.
         """
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise AdapterError(f"cannot be done in {self.steps} steps", "the drawing", f"Use 1 to {MOST_STEPS} steps.")
+        own = base.pipeline.scheduler
+        if not 1 <= self.steps <= (most := own.config.num_train_timesteps):
+            raise AdapterError(f"cannot draw in {self.steps} steps", base.info.id, f"Use 1 to {most} steps.")
         if wrong := [seed for seed in self.seeds if seed not in SEEDS]:
-            raise AdapterError(f"{wrong[0]} is no seed", "the drawing", "Use a whole number from 0 on.")
+            raise AdapterError(f"{wrong[0]} is no seed", None, "Use a whole number from 0 on.")
         if self.negative and "negative_prompt" not in base.accepts:
             raise AdapterError("takes no negative prompt", base.info.id, "Leave it empty.")
         unit = getattr(base.pipeline, "vae_scale_factor", 8)
         if self.size and any(side < unit or side % unit for side in self.size):
             what = f"cannot draw {self.size[0]} × {self.size[1]} pixels"
             raise AdapterError(what, base.info.id, f"Use multiples of {unit}.")
-        schedulers.make(base.pipeline.scheduler, self.scheduler)
+        schedulers.check(own, self.scheduler, self.steps)
 
     def arguments(self, base: ImageBase) -> dict[str, Any]:
         """Of the pipeline's call, but for prompts and generators."""

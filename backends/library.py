@@ -20,16 +20,17 @@ import torch
 
 from backends import opener
 from backends.builtin import home
-from lego import Adapter, AdapterError, ModuleSpec, merge_into, read_adapter, write_adapter
+from backends.fitting import Shapes, held_by_kohya, misfit, of_pipeline, pipeline_names
+from lego import Adapter, AdapterError, merge_into, read_adapter, write_adapter
 from lego.formats import peft
+from lego.preflight import Preflight
 from lego.recipe import Source
 from lego.sources import checked
 
 ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
+IMAGE_ASSETS = Path(__file__).parents[1] / "assets" / "image" / "adapters"
 MERGE_BYTES = 4 * 2**30
 """Merges kept on disk; the oldest make room."""
-
-Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ _kept: dict[str, Kept] = {}
 _lock = threading.Lock()
 
 
-def builtin() -> list[Entry]:
-    """The adapters that ship with the app, by name.
+def builtin(kind: str = "text") -> list[Entry]:
+    """The adapters that ship with the app for bases of a kind, by name; the first reading of kohya's files takes some seconds.
 
     Raises:
         AdapterError: when one of them is damaged.
     """
-    folders = sorted(path.parent for path in ASSETS.glob(f"*/{peft.CONFIG}"))
-    return [_keep(read_adapter(folder), "built-in") for folder in folders]
+    found = ASSETS.glob(f"*/{peft.CONFIG}") if kind == "text" else IMAGE_ASSETS.glob("*/*.safetensors")
+    return [_keep(read_adapter(folder), "built-in") for folder in sorted({path.parent for path in found})]
 
 
 def add_folder(path: str | Path) -> Entry:
@@ -96,7 +97,7 @@ def add_folder(path: str | Path) -> Entry:
     Raises:
         AdapterError: when it is not a LoRA that can be taken apart; with the reason.
     """
-    return _keep(read_adapter(Path(path).expanduser().resolve()), "folder")
+    return _keep(of_pipeline(read_adapter(Path(path).expanduser().resolve())), "folder")
 
 
 def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = None) -> Entry:
@@ -110,7 +111,11 @@ def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = N
     Raises:
         AdapterError: when it does not exist, may not be read, is not a usable LoRA, or the hub cannot be reached.
     """
-    adapter = opener.fetch(repo_id, revision, None if shapes is None else lambda found: misfit(found.modules, shapes))
+
+    def refuse(found: Preflight) -> str | None:
+        return None if shapes is None else misfit(pipeline_names(found.format, found.modules), shapes)
+
+    adapter = of_pipeline(opener.fetch(repo_id, revision, refuse))
     return _keep(adapter, "hub", origin=adapter.origin)
 
 
@@ -128,7 +133,9 @@ def add_source(source: Source, folder: Path, shapes: Shapes | None = None) -> En
     if source.hub:
         added = add_hub(source.hub, source.revision, shapes)
     elif source.path:
-        place, shipped = folder / Path(source.path).expanduser(), {entry.name: entry for entry in builtin()}
+        place = folder / Path(source.path).expanduser()
+        kinds = () if place.exists() else ("text", "image")
+        shipped = {entry.name: entry for kind in kinds for entry in builtin(kind)}
         if not place.exists() and source.path not in shipped:
             what = "is neither a file or folder nor a built-in adapter"
             raise AdapterError(what, source.path, f"Built in: {', '.join(shipped)}.")
@@ -151,9 +158,13 @@ def add_merge(adapter: Adapter) -> Entry:
 def merge(adapters: Sequence[Adapter], name: str, **options: Any) -> Entry:
     """Merge adapters from files to files and add the result; ``options`` as `lego.merge_into` takes them.
 
+    The format is the first adapter's, or diffusers' where that is kohya's and cannot hold what the others adapt.
+
     Raises:
         AdapterError: when they cannot be merged, or the result cannot be written.
     """
+    if adapters and adapters[0].format == "kohya" and not all(map(held_by_kohya, adapters)):
+        options.setdefault("format", "diffusers")
     return _adopt(name, lambda place: merge_into(place, adapters, name=name, **options))
 
 
@@ -217,26 +228,9 @@ def fits(entry: Entry, shapes: Shapes) -> str | None:
 
     Args:
         entry: of the library.
-        shapes: (d_in, d_out) of the base's modules, from `backends.bases.module_shapes`.
+        shapes: of the base's modules, from `backends.bases.module_shapes`.
     """
     return misfit(get(entry.key).modules, shapes)
-
-
-def misfit(modules: Mapping[str, ModuleSpec], shapes: Shapes) -> str | None:
-    """As `fits`, from what the headers tell of the modules."""
-    missing = [name for name in modules if name not in shapes]
-    if missing:
-        many = f"{len(missing)} of its {len(modules)} modules"
-        return f"{many} are no linear layers of this base, such as {missing[0]}."
-    for name, spec in modules.items():
-        if shapes[name] != (spec.d_in, spec.d_out):
-            d_in, d_out = shapes[name]
-            return (
-                f"It was made for another base: {name} is {spec.d_in} → {spec.d_out} in it but {d_in} → {d_out} here."
-            )
-        if spec.bias:
-            return f"It trains a bias in its B ({name}), which can be merged but not run here."
-    return None
 
 
 def _find(key: str) -> Kept:

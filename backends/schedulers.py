@@ -33,7 +33,7 @@ class Sampler:
 SCHEDULERS = {
     "ddim": Sampler("DDIM", "DDIMScheduler"),
     "ddpm": Sampler("DDPM", "DDPMScheduler"),
-    "pndm": Sampler("PNDM", "PNDMScheduler"),
+    "pndm": Sampler("PNDM", "PNDMScheduler", settings={"skip_prk_steps": True}),  # as Stable Diffusion has it
     "euler": Sampler("Euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     "euler-a": Sampler("Euler ancestral", "EulerAncestralDiscreteScheduler"),
     "heun": Sampler("Heun", "HeunDiscreteScheduler"),
@@ -52,7 +52,7 @@ def make(own: Any, name: str = "") -> Any:
         name: a key of `SCHEDULERS`; its own class unless given.
 
     Raises:
-        AdapterError: when there is none of this name, or it cannot follow what the pipeline predicts.
+        AdapterError: when there is none of this name, or none for what the pipeline predicts.
     """
     if not name:
         return type(own).from_config(own.config)
@@ -65,10 +65,7 @@ def make(own: Any, name: str = "") -> Any:
         raise AdapterError("cannot follow a flow, which this pipeline predicts", name, f"Use its own, or: {fitting}.")
     import diffusers
 
-    made = getattr(diffusers, kind).from_config(own.config, **sampler.settings)
-    if not flow:
-        check(made, name)
-    return made
+    return getattr(diffusers, kind).from_config(own.config, **sampler.settings)
 
 
 def usable(own: Any) -> list[str]:
@@ -79,7 +76,7 @@ def usable(own: Any) -> list[str]:
 def refused(own: Any, name: str) -> str | None:
     """Why a pipeline cannot use a scheduler; None when it can."""
     try:
-        make(own, name)
+        check(own, name)
     except AdapterError as error:
         return str(error)
     return None
@@ -90,21 +87,29 @@ def is_flow(own: Any) -> bool:
     return type(own).__name__.startswith("FlowMatch") or own.config.get("prediction_type") == "flow_prediction"
 
 
-def check(scheduler: Any, name: str) -> None:
+def check(own: Any, name: str, steps: int = 4) -> None:
     """Try two steps on zeros: only then do some classes say what they cannot follow.
 
+    Args:
+        own: the pipeline's scheduler.
+        name: of the one to use; the pipeline's own is not tried.
+        steps: of the drawing.
+
     Raises:
-        AdapterError: when it cannot.
+        AdapterError: when there is none of this name, or it cannot follow what the pipeline predicts, or not in so many steps.
     """
-    kind, trial = scheduler.config.get("prediction_type", "epsilon"), type(scheduler).from_config(scheduler.config)
-    trial.set_timesteps(3)
+    trial = make(own, name)
+    if not name or is_flow(own):
+        return
+    kind = own.config.get("prediction_type", "epsilon").removesuffix("_prediction")
     sample = torch.zeros(1, 1, 1, 1)
     try:
-        for step in trial.timesteps[:2]:
-            sample = trial.step(torch.zeros_like(sample), step, sample).prev_sample
-    except (ValueError, NotImplementedError) as error:
-        what = f"cannot follow a pipeline that predicts the {kind.replace('_prediction', '')}"
-        raise AdapterError(what, name, "Use the pipeline's own or another one.") from error
+        trial.set_timesteps(steps)
+        for time in trial.timesteps[:2]:
+            sample = trial.step(trial.scale_model_input(sample, time), time, sample).prev_sample
+    except (ValueError, IndexError, NotImplementedError) as error:
+        what = f"cannot follow a pipeline that predicts the {kind} in {steps} steps ({str(error)[:200]})"
+        raise AdapterError(what, name, "Use another one, or other steps.") from error
 
 
 class Watch:

@@ -242,6 +242,8 @@ def write_lora(folder: Path, name: str, seed: int, form: str, **more: Any) -> Pa
 
 def kohya_tensors(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """diffusers' own conversion; it names two modules as diffusers itself does not read them."""
+    if "transformer" in states:
+        return mixture(states)
     flat = {}
     for part, state in states.items():
         bare = part.startswith("text") and any(key.startswith("encoder.") for key in state)
@@ -252,4 +254,16 @@ def kohya_tensors(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch
         for ours, theirs in names.items():
             key = key.replace(ours, theirs)
         found[key] = value.contiguous().float()
+    return found
+
+
+def mixture(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """FLUX's modules under diffusers' names with kohya's separators, as far as diffusers reads them."""
+    found = {}
+    for key, value in states["transformer"].items():
+        module, half = key.removesuffix(".weight").rsplit(".lora_", 1)
+        if ".attn.to_" in module or module == "x_embedder":
+            name = f"lora_transformer_{module.replace('.', '_')}"
+            found[f"{name}.lora_{'down' if half == 'A' else 'up'}.weight"] = value.contiguous()
+            found[f"{name}.alpha"] = torch.tensor(2.0)
     return found
