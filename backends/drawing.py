@@ -39,7 +39,8 @@ class Drawing:
             AdapterError: naming the setting.
         """
         own = base.pipeline.scheduler
-        if not 1 <= self.steps <= (most := own.config.num_train_timesteps):
+        most = own.config.num_train_timesteps
+        if not 1 <= self.steps <= most:
             raise AdapterError(f"cannot draw in {self.steps} steps", base.info.id, f"Use 1 to {most} steps.")
         if wrong := [seed for seed in self.seeds if seed not in SEEDS]:
             raise AdapterError(f"{wrong[0]} is no seed", None, "Use a whole number from 0 on.")

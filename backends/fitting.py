@@ -53,7 +53,8 @@ def pipeline_names(format: str, modules: Mapping[str, ModuleSpec]) -> Mapping[st
     """The modules of one part of a pipeline, which begin as no language model's do, under the names that they have in the pipeline."""
     renamed = {}
     for module, spec in modules.items():
-        name = f"text_encoder.{module}" if module.startswith("text_model.") else module
+        text = module.startswith("text_model.") or diffusers.CLIP.match(module)
+        name = f"text_encoder.{module}" if text else module
         found = None if module.split(".")[0] in diffusers.COMPONENTS else diffusers.canonical(name)
         if format != "peft" or found is None:
             return modules
