@@ -1,4 +1,4 @@
-"""What gates are trained on: L = L_D + α L_balance (MoLE, arXiv 2404.13628, equations 14 to 16)."""
+"""What gates are trained on: L = L_D + α L_balance (MoLE, arXiv 2404.13628, equations 14 to 16), on texts and images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, normalize
 
 IGNORED = -100
 """The label of a position that is no answer."""
@@ -44,3 +44,43 @@ def answer_loss(logits: Float[Tensor, "rows kept vocab"], labels: Int[Tensor, "r
     counted = labels != IGNORED
     each = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     return (each.sum(dim=1) / counted.sum(dim=1)).mean()
+
+
+def denoising_loss(prediction: Float[Tensor, "rows *shape"], target: Float[Tensor, "rows *shape"]) -> Float[Tensor, ""]:
+    """L_D for images with data: the squared error of what a diffusion model says, the mean over rows of each row's mean.
+
+    Args:
+        prediction: of the model, be it the noise, v or the clean sample.
+        target: the same of the data (DDPM, arXiv 2006.11239, equation 14; v: arXiv 2202.00512, appendix D).
+    """
+    return mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1).mean()
+
+
+def global_loss(images: Float[Tensor, "rows d"], texts: Float[Tensor, "rows d"]) -> Float[Tensor, ""]:
+    """L_D for images without data, the global part: 1 − cos(E(I), E(T)), a picture against its whole prompt.
+
+    CLIP guidance as MoLE takes it from StyleGAN-NADA (arXiv 2108.00946, equation 1); 0 at best, 2 at worst.
+
+    Args:
+        images, texts: embeddings of a contrastive model, of any length.
+    """
+    return (1 - cosine_similarity(images.float(), texts.float(), dim=-1)).mean()
+
+
+def directional_loss(
+    images: Float[Tensor, "rows d"],
+    source_images: Float[Tensor, "rows d"],
+    texts: Float[Tensor, "rows d"],
+    source_texts: Float[Tensor, "rows d"],
+) -> Float[Tensor, ""]:
+    """The local part of CLIP guidance: 1 − cos(ΔI, ΔT), ΔI = E(I) − E(I_source), ΔT = E(T) − E(T_source), all of length 1 before.
+
+    A picture shall differ from the one without the LoRAs as its prompt differs from the plain one (StyleGAN-NADA, equation 2). Where
+    nothing differs, as between equal pictures, there is no direction and the loss is 1, with a gradient of 0.
+
+    Args:
+        images, texts: embeddings of the gated pictures and their prompts.
+        source_images, source_texts: of the same noise drawn by the base, and of the prompts without what the LoRAs bring.
+    """
+    unit = [normalize(e.float(), dim=-1) for e in (images, source_images, texts, source_texts)]
+    return (1 - cosine_similarity(unit[0] - unit[1], unit[2] - unit[3], dim=-1)).mean()
