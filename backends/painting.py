@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from backends import schedulers
 from backends.drawing import Drawing
 from backends.pipelines import ImageBase
 from backends.variants import Variant, routes_of
-from mole.gated import Gated
+from lego.errors import AdapterError
+from mole.gated import EVERYWHERE, Gated
 
 TEXT = "text_encoder"
 """What the names of the modules of all text encoders begin with."""
@@ -56,6 +58,8 @@ class Painting:
             after: is told the steps done and in all after each, when the rows have new previews; what it raises ends the work.
         """
         self.base, self.live, self.rows, self.drawing, self.after = base, live, rows, drawing, after
+        self.attached = ExitStack()
+        live.prompt = EVERYWHERE
         weights = live.pool.row_weights([row.variant.weighting for row in rows])
         self.of_text = {module: given for module, given in weights.items() if module.startswith(TEXT)}
         self.of_rest = {module: given for module, given in weights.items() if module not in self.of_text}
@@ -77,7 +81,7 @@ class Painting:
             arguments["negative_prompt"] = [self.drawing.negative] * len(self.rows)
         generators = [torch.Generator().manual_seed(row.seed) for row in self.rows]
         prompts = [row.prompt for row in self.rows]
-        with self.live:
+        with self.attached:
             made = pipeline(prompts, generator=generators, callback_on_step_end=step, **arguments)
         for row, picture in zip(self.rows, made.images, strict=True):
             row.picture, row.finished = picture, True
@@ -108,8 +112,19 @@ class Painting:
         return row.prompt, gated, torch.cat(weights).numpy().tobytes() if weights else b""
 
     def weigh(self, weights: Mapping[str, Tensor], variants: Sequence[Variant]) -> None:
-        """Set the live layer for what runs next."""
-        self.live.set_rows(weights, routes_of(self.base, variants))
+        """Set the live layer for what runs next, text encoders or the rest.
+
+        Raises:
+            AdapterError: when gates decide for both at once.
+        """
+        self.attached.close()
+        routes = routes_of(self.base, variants)
+        for site in (site for route in routes for site in route.gates.sites):
+            if len({module.startswith(TEXT) for module in site.modules}) > 1:
+                what = "one gate decides for text encoder and denoiser at once, which run apart"
+                raise AdapterError(what, site.name or "network", "Use gates per block, layer or module.")
+        self.live.set_rows(weights, routes)
+        self.attached.enter_context(self.live)
 
     def sketch(self, pipeline: Any, latents: Tensor) -> None:
         """Give every row a preview."""
