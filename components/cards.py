@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from functools import lru_cache
 from html import escape
 from typing import Any
 
 from backends import bases, library
 from backends.library import Entry
-from components import fragments
+from components import fragments, kinds
 from components.palette import adapter_colour
 from components.session import Session, title_of
 from components.shelf import shelf
@@ -17,6 +18,8 @@ from lego.report import spread
 
 LOWEST, HIGHEST = -2.0, 3.0
 GROUPS = {"built-in": "Built in", "folder": "Added", "hub": "Added", "merge": "Made here"}
+SAMPLE = "sample.png"
+OURS = ("built-in", "merge")
 METRICS = {"exact_match": "exact answers", "nll": "nats per answer token"}
 
 
@@ -29,19 +32,25 @@ def misfit(session: Session, entry: Entry) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def _shapes(base_id: str) -> dict[str, tuple[int, int]]:
+def _shapes(base_id: str) -> dict[str, tuple[int, ...]]:
     return bases.module_shapes(loading(base_id).base())
 
 
 def draw(session: Session) -> str:
-    """All cards that the session may pick from, grouped by where they come from."""
+    """All cards that the session may pick from, grouped by where they come from; what was added stays, whatever the base."""
     groups: dict[str, list[str]] = {}
-    for entry in shelf(session).values():
+    kind, entries = kinds.of_base(session.base), shelf(session).values()
+    shown = [entry for entry in entries if entry.source not in OURS or kinds.suits(entry.key, kind)]
+    for entry in shown:
         groups.setdefault(GROUPS.get(entry.source, "Added"), []).append(card(session, entry))
     order = [name for name in dict.fromkeys(GROUPS.values()) if name in groups]
-    return "".join(
+    body = "".join(
         f'<div class="by-group">{name}</div><div class="by-cards">{"".join(groups[name])}</div>' for name in order
     )
+    if others := sum(entry.source == "built-in" and entry not in shown for entry in entries):
+        what = "pictures" if kind == kinds.TEXT else "texts"
+        body += f'<div class="by-rest">{fragments.subtle(f"{others} more built-in adapters are for a base that makes {what}.")}</div>'
+    return body
 
 
 def card(session: Session, entry: Entry) -> str:
@@ -55,14 +64,24 @@ def card(session: Session, entry: Entry) -> str:
     reason = f'<div class="by-why">{escape(why)}</div>' if why else ""
     told = escape(entry.task)
     task = f'<div class="by-task" title="{told}">{told}</div>' if told else ""
+    picture = f'<img class="by-sample" src="{source}" alt="Sample of {title}">' if (source := sample(entry)) else ""
     checked = "true" if pick else "false"
     face = (
         f'<button type="button" class="by-face" role="checkbox" aria-checked="{checked}" aria-label="{title}"{blocked}>'
         f'<div class="by-name">{title}<span class="by-tick" aria-hidden="true">{"✓" if pick else ""}</span></div>'
-        f"{task}{facts}{_score(entry)}{reason}</button>"
+        f"{picture}{task}{facts}{_score(entry)}{reason}</button>"
     )
     weight = _weight(title, pick.weight) if pick else ""
     return f'<div class="by-card {look}" data-key="{escape(entry.key)}"{colour}>{face}{weight}</div>'
+
+
+@lru_cache(maxsize=64)
+def sample(entry: Entry) -> str:
+    """The sample picture that lies beside a built-in adapter, as an address; empty where there is none."""
+    file = entry.path / SAMPLE
+    if entry.source != "built-in" or not file.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _facts(entry: Entry) -> str:

@@ -1,4 +1,4 @@
-"""The Compare tab: variants as columns, prompts as rows, texts streaming in, and what differs from the base marked."""
+"""The Compare tab: variants as columns, prompts as rows, texts or pictures streaming in, what differs from the base marked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Sampling, generate
-from components import comparison, examples, export, fragments
+from components import comparison, drawing, examples, export, fragments, kinds, pictures
 from components.comparison import Comparison
+from components.drawing import DrawBox
+from components.gallery import Gallery
 from components.messages import told
 from components.session import Column, Session, columns
 from components.shelf import shelf
@@ -49,15 +51,19 @@ class CompareTab:
     progress: gr.HTML
     grid: gr.HTML
     found: gr.State
+    writing: gr.Column
+    draw: DrawBox
+    stamp: gr.Checkbox
 
     @property
     def settings(self) -> list[Any]:
-        """What ``run`` reads beside the session, in its order."""
-        return [self.variants, self.prompts, self.length, self.temperature, self.seed, self.format, self.marks]
+        """What ``start`` reads beside the session, in its order."""
+        texts = [self.length, self.temperature, self.seed, self.format, self.marks]
+        return [self.variants, self.prompts, *texts, *self.draw.settings]
 
     @property
     def running(self) -> list[Any]:
-        """What ``run`` fills."""
+        """What ``start`` fills."""
         return [self.progress, self.grid, self.found, self.run, self.stop]
 
 
@@ -69,7 +75,7 @@ def create() -> CompareTab:
             info, most = "One a line; \\n breaks a line inside a prompt.", MOST_PROMPTS * PROMPT_LENGTH
             prompts = gr.Textbox(label="Prompts", lines=4, max_lines=10, info=info, max_length=most)
             chips = gr.HTML(js_on_load=CHIPS_SCRIPT, label="Example prompts")
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300) as writing:
             with gr.Row():
                 length = gr.Slider(
                     4, MOST_TOKENS, 32, step=4, label="Length", info="Most tokens per answer.", min_width=200
@@ -81,18 +87,30 @@ def create() -> CompareTab:
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, info=info, min_width=200)
                 info = "Raw continues the text."
                 form = gr.Radio(["chat", "raw"], value="chat", label="Prompt format", info=info, min_width=200)
+        draw = drawing.create()
     with gr.Row(elem_classes="by-actions"):
         run_button = gr.Button("Compare", variant="primary", scale=0, min_width=150)
         stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=170)
         save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
         save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
-        marks = gr.Checkbox(
-            True, label="Mark differences to the base", container=False, min_width=240, elem_classes="by-bare"
-        )
+        bare: dict[str, Any] = {"container": False, "min_width": 240, "elem_classes": "by-bare"}
+        marks = gr.Checkbox(True, label="Mark differences to the base", **bare)
+        stamp = gr.Checkbox(True, label="Recipe in the files", visible=False, **bare)
     progress, grid = gr.HTML(), gr.HTML(IDLE, label="Comparison")
+    gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
     settings = variants, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, marks, save_json, save_html
-    return CompareTab(*settings, *actions, progress, grid, gr.State(None))
+    return CompareTab(*settings, *actions, progress, grid, gr.State(None), writing, draw, stamp)
+
+
+def turn(session: Session, suited: str | None) -> tuple[Any, ...]:
+    """Show the settings of what the session's base makes, texts or pictures, and those that suit it."""
+    draws = kinds.of_base(session.base) == kinds.IMAGE
+    names = ("Sheet (PNG)", "Pictures (zip)") if draws else ("Export JSON", "Export HTML")
+    files = (gr.DownloadButton(name) for name in names)
+    writing, drawn = gr.Column(visible=not draws), gr.Column(visible=draws)
+    marks, stamp = gr.Checkbox(visible=not draws), gr.Checkbox(visible=draws)
+    return writing, drawn, marks, stamp, *files, *drawing.suit(session.base, suited)
 
 
 def usual(found: list[Column]) -> list[str]:
@@ -102,7 +120,7 @@ def usual(found: list[Column]) -> list[str]:
 
 def refresh(session: Session, chosen: list[str], known: list[tuple[str, str]] | None) -> tuple[Any, list[str]]:
     """Offer the session's variants: what was chosen stays, what is new is chosen too."""
-    found = columns(session, shelf(session))
+    found = columns(kinds.own(session), shelf(session))
     before = set(known or [])
     value = [c.id for c in found if (c.id in chosen if c.id in before else c.id in usual(found))]
     return gr.CheckboxGroup([(column.name, column.id) for column in found], value=value), [
@@ -141,7 +159,7 @@ def chosen_columns(session: Session, ids: list[str], rows: int) -> list[Column]:
     Raises:
         AdapterError: when none is chosen, or variants × rows is more than one run takes.
     """
-    found = [column for column in columns(session, shelf(session)) if column.id in ids]
+    found = [column for column in columns(kinds.own(session), shelf(session)) if column.id in ids]
     if not found:
         raise AdapterError("no variants are chosen", None, "Tick at least one.")
     if len(found) * rows > MOST_ROWS:
@@ -185,6 +203,22 @@ def _reached(found: Comparison, most: int) -> str:
 
 
 @told
+def start(session: Session, ids: list[str], text: str, *settings: Any) -> Iterator[tuple]:
+    """Compare, once the base is there and it is known what it makes: texts or pictures."""
+    prompts, coming, texts = read_prompts(text), loading(session.base), 5
+    for _ in coming.watch():
+        yield awaited(coming), gr.skip(), None, *_buttons(busy=True)
+    if coming.base().info.kind != kinds.IMAGE:
+        yield from run(session, ids, text, *settings[:texts])
+        return
+    *wanted, judge = settings[texts:]
+    chosen, found = chosen_columns(session, ids, len(prompts)), None
+    for line, found in drawing.run(session.base, chosen, prompts, drawing.read(*wanted), judge):
+        yield line, pictures.draw(found, running=True), found, *_buttons(busy=True)
+    yield line, pictures.draw(found), found, *_buttons(busy=False)
+
+
+@told
 def run(
     session: Session,
     ids: list[str],
@@ -216,23 +250,31 @@ def run(
     yield fragments.subtle(done), comparison.draw(found, marks), found, *_buttons(busy=False)
 
 
-def ended(found: Comparison | None, marks: bool) -> tuple[Any, ...]:
-    """After a stop or an error: keep the texts that came, set the buttons back."""
-    text = comparison.draw(found, marks) if found else IDLE
+Found = Comparison | Gallery | None
+
+
+def ended(found: Found, marks: bool) -> tuple[Any, ...]:
+    """After a stop or an error: keep what came, set the buttons back."""
     line = "" if found and found.finished else fragments.subtle("Stopped.")
-    return line, text, *_buttons(busy=False)
+    return line, redraw(found, marks), *_buttons(busy=False)
 
 
-def redraw(found: Comparison | None, marks: bool) -> str:
-    """The same texts with or without marks."""
+def redraw(found: Found, marks: bool) -> str:
+    """The same texts with or without marks; or the same pictures."""
+    if isinstance(found, Gallery):
+        return pictures.draw(found)
     return comparison.draw(found, marks) if found else IDLE
 
 
-def exports(found: Comparison | None) -> tuple[Any, Any]:
+@told
+def exports(session: Session, found: Found, stamp: bool) -> tuple[Any, Any]:
     """Files of the comparison for the two export buttons."""
-    if found is None:
+    if found is None or (isinstance(found, Gallery) and not found.finished):
         return gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)
-    files = export.comparison_files(found)
+    if isinstance(found, Gallery):
+        files = export.gallery_files(found, session.picks if stamp else None)
+    else:
+        files = export.comparison_files(found)
     return tuple(gr.DownloadButton(value=str(file), interactive=True) for file in files)  # type: ignore[return-value]
 
 
@@ -247,21 +289,25 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
     return "\n".join(lines if line in lines else [*lines, line])
 
 
-def wire(tab: CompareTab, session: gr.State, asked: Any) -> None:
-    """Connect the tab's events; after the event ``asked`` a comparison starts as well."""
+def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any]) -> None:
+    """Connect the tab's events; after each of ``asked`` a comparison starts as well, after ``settled`` the base is there."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    known = gr.State(None)
     session.change(refresh, [session, tab.variants, known], [tab.variants, known], **private)
     session.change(examples.draw, [session], [tab.examples], **private)
+    turned = [tab.writing, tab.draw.panel, tab.marks, tab.stamp, tab.save_json, tab.save_html, *tab.draw.own]
+    for listen in (session.change, *(event.then for event in settled)):
+        listen(turn, [session, tab.draw.suited], turned, **private)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **private)
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **private)
-    runs = [event.then(run, [session, *tab.settings], tab.running, **model) for event in (clicked, asked)]
+    runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
+    given = [session, tab.found, tab.stamp]
     for running in runs:
-        running.success(exports, [tab.found], files, **private)
+        running.success(exports, given, files, **private)
         running.failure(ended, [tab.found, tab.marks], after, **private)
     stopped = tab.stop.click(ended, [tab.found, tab.marks], after, cancels=runs, **private)
-    stopped.then(exports, [tab.found], files, **private)
+    stopped.then(exports, given, files, **private)
+    tab.stamp.input(exports, given, files, **private)
     tab.marks.input(redraw, [tab.found, tab.marks], [tab.grid], **private)

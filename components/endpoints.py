@@ -9,6 +9,7 @@ import gradio as gr
 
 import lego
 from backends import bases, library
+from backends.bases import TextBase
 from backends.library import Entry
 from backends.text import generate
 from components import compare, comparison, export, gate_endpoints, making, maps
@@ -161,17 +162,24 @@ def compare_variants(
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise AdapterError("prompts must be a list of texts")
     compare.check_prompts(prompts)
-    columns = _columns(variants, len(prompts))
+    columns = columns_of(variants, len(prompts))
     numbers = [_number(*pair) for pair in (("length", length), ("temperature", temperature), ("seed", seed))]
     settings = compare.sampling(*numbers, "chat" if chat else "raw")
     base_id = checked_base(base) if base else bases.catalogue()[0].id
-    found = comparison.begin(base_id, columns, prompts, compare.settings_of(settings))
-    for grid in generate(loading(base_id).base(), [column.variant for column in columns], prompts, settings):
+    found, loaded = comparison.begin(base_id, columns, prompts, compare.settings_of(settings)), loading(base_id).base()
+    if not isinstance(loaded, TextBase):
+        raise AdapterError("draws pictures", base_id, "Call /draw.")
+    for grid in generate(loaded, [column.variant for column in columns], prompts, settings):
         found = found.filled(grid)
     return found.data()
 
 
-def _columns(variants: Any, prompts: int) -> list[Column]:
+def columns_of(variants: Any, prompts: int) -> list[Column]:
+    """The variants as a caller names them.
+
+    Raises:
+        AdapterError: naming what is wrong with one, or when there are too many.
+    """
     if not isinstance(variants, list) or not variants or not all(isinstance(v, dict) for v in variants):
         raise AdapterError('variants must be a list of {"name": …, "adapters": {…}}')
     if len(variants) * prompts > compare.MOST_ROWS:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from backends import library
 from backends.bases import home
 from backends.gates import GateEntry
-from components import comparison
+from components import comparison, sheet
 from components.comparison import Comparison
+from components.gallery import Gallery
 from components.making import slug
+from components.remembered import remember
+from components.session import Pick
 from components.theme import css
 from components.uploads import GATE_FILES
 from lego.formats import peft
 from lego.formats.opening import inside
 from lego.write import RECIPE, REPORT
+
+PICTURES = "pictures"
 
 
 def folder() -> Path:
@@ -82,6 +90,41 @@ def comparison_files(found: Comparison) -> tuple[Path, Path]:
     page = comparison.to_html(found, css())
     as_json = _once(place / "comparison.json", lambda path: _write(path, text))
     return as_json, _once(place / "comparison.html", lambda path: _write(path, page))
+
+
+def picture_file(picture: Image.Image) -> Path:
+    """A finished picture as a file that the page shows, under the hash of what it holds: nobody finds it who cannot see it."""
+    data = sheet.png(picture)
+    place = folder() / PICTURES / f"{hashlib.sha256(data).hexdigest()}.png"
+    return _once(place, lambda path: _write_bytes(path, data))
+
+
+def gallery_files(found: Gallery, picks: Sequence[Pick] | None) -> tuple[Path, Path]:
+    """A finished comparison of pictures: one sheet with captions, and a zip of the single pictures.
+
+    Args:
+        found: with its files.
+        picks: of the session, when the files are to carry the recipe of the comparison; else None.
+    """
+    recipe = None if picks is None else remember(found, picks).model_dump(mode="json", exclude_none=True)
+    text = json.dumps([found.files, found.names, found.prompts, found.seeds, recipe])
+    place = folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+    drawn = [[[Image.open(file) for file in row] for row in rows] for rows in found.files]
+    whole = sheet.contact_sheet(drawn, found.names, found.prompts, found.seeds)
+    as_sheet = _once(place / "sheet.png", lambda path: _write_bytes(path, sheet.png(whole, recipe)))
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for number, at in enumerate(found.places(), 1):
+                name = f"{number:03d} {found.names[at.variant]} {found.prompts[at.prompt]}"[:100]
+                data = sheet.png(drawn[at.variant][at.prompt][at.seed], recipe)
+                archive.writestr(f"pictures/{slug(name)}-seed-{found.seeds[at.seed]}.png", data)
+
+    return as_sheet, _once(place / "pictures.zip", write)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _write(path: Path, text: str) -> None:

@@ -36,7 +36,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Points:
-    """Units on the map; row i of every array is unit i. ``xy`` is [n, 2]; ``ids`` go to the browser and come back."""
+    """Units on the map; row i of every array is unit i. ``xy`` is [n, 2]; ``ids`` go to the browser and come back.
+
+    ``blocks`` are names for the numbers of ``layer``, where layers have names.
+    """
 
     xy: np.ndarray
     owner: np.ndarray
@@ -46,6 +49,12 @@ class Points:
     norm: np.ndarray
     cluster: np.ndarray
     ids: np.ndarray
+    blocks: Sequence[str] = ()
+
+    @property
+    def along(self) -> str:
+        """What ``layer`` counts."""
+        return "block" if self.blocks else "layer"
 
 
 def unit_map(points: Points, groups: Sequence[Group], colour: str, selected: Collection[int] = ()) -> go.Figure:
@@ -78,7 +87,9 @@ def _layers(points: Points, groups: Sequence[Group], colour: str) -> list[tuple[
     if colour == "cluster":
         return [(everything, {"color": [cluster_colour(int(c)) for c in points.cluster]}, "units")]
     values = points.layer if colour == "layer" else points.norm
-    bar = {"title": {"text": colour, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.8}
+    bar: dict = {"title": {"text": colour, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.8}
+    if colour == "layer" and points.blocks:
+        bar |= {"title": {"text": points.along, "side": "right"}, **_every(points.blocks)}
     return [(everything, {"color": values, "colorscale": SCALE, "showscale": True, "colorbar": bar}, "units")]
 
 
@@ -134,6 +145,7 @@ def clusters_by_layer(points: Points, groups: Sequence[Group]) -> go.Figure:
     for place in zip(points.layer, points.module, points.cluster, points.owner, strict=True):
         owners.setdefault(place[:3], set()).add(place[3])
     layers = sorted(set(points.layer))
+    shown = [points.blocks[layer] for layer in layers] if points.blocks else layers
     pure = np.zeros((len(groups), len(layers)), dtype=int)
     mixed = np.zeros((len(groups) + 1, len(layers)), dtype=int)
     for (layer, _, _), present in owners.items():
@@ -141,18 +153,18 @@ def clusters_by_layer(points: Points, groups: Sequence[Group]) -> go.Figure:
         counts[row, layers.index(layer)] += 1
     figure = go.Figure()
     for j, group in enumerate(groups):
-        hover = f"layer %{{x}}: %{{y}} clusters of {group.name} alone<extra></extra>"
+        hover = f"{points.along} %{{x}}: %{{y}} clusters of {group.name} alone<extra></extra>"
         name = f"{group.name} only"
-        figure.add_bar(x=layers, y=pure[j], name=name, marker_color=group.colour, hovertemplate=hover)
+        figure.add_bar(x=shown, y=pure[j], name=name, marker_color=group.colour, hovertemplate=hover)
     for count in (count for count in range(2, len(groups) + 1) if mixed[count].any()):
-        hover = f"layer %{{x}}: %{{y}} clusters mix {count} adapters<extra></extra>"
+        hover = f"{points.along} %{{x}}: %{{y}} clusters mix {count} adapters<extra></extra>"
         colour = MIXED[min(count - 2, len(MIXED) - 1)]
-        figure.add_bar(x=layers, y=mixed[count], name=f"{count} mixed", marker_color=colour, hovertemplate=hover)
+        figure.add_bar(x=shown, y=mixed[count], name=f"{count} mixed", marker_color=colour, hovertemplate=hover)
     _style(figure, height=360)
     figure.update_layout(
         barmode="stack",
         bargap=0.2,
-        xaxis={"title": "layer"},
+        xaxis={"title": points.along, "automargin": True},
         yaxis=_count("clusters"),
         legend=BELOW,
         margin={"l": 44, "r": 8, "t": 12, "b": 8},
@@ -160,16 +172,19 @@ def clusters_by_layer(points: Points, groups: Sequence[Group]) -> go.Figure:
     return figure
 
 
-def per_module(kinds: Sequence[str], layers: Sequence[int], values: np.ndarray, title: str) -> go.Figure:
+def per_module(
+    kinds: Sequence[str], layers: Sequence[int] | Sequence[str], values: np.ndarray, title: str, along: str = "layer"
+) -> go.Figure:
     """A measure of every merged module: kinds as rows, layers as columns; ``values`` is [kinds, layers], nan = none."""
-    hover = "%{y}, layer %{x}<br>" + title + " %{z:.3f}<extra></extra>"
+    hover = "%{y}, " + along + " %{x}<br>" + title + " %{z:.3f}<extra></extra>"
     bar = {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     heat = go.Heatmap(
         z=values, x=list(layers), y=list(kinds), colorscale=SCALE, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar
     )
     figure = go.Figure(heat)
     _style(figure, height=110 + 30 * max(3, len(kinds)))
-    figure.update_layout(xaxis={"title": "layer"}, yaxis={"autorange": "reversed", "automargin": True, "ticks": ""})
+    across = {"title": along, "automargin": True}
+    figure.update_layout(xaxis=across, yaxis={"autorange": "reversed", "automargin": True, "ticks": ""})
     return figure
 
 

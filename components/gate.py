@@ -14,7 +14,7 @@ from backends import gates as store
 from backends.gated import choices
 from backends.gates import GateEntry
 from backends.text import Sampling, generate
-from components import adding, compare, comparison, examples, export, figures, fragments, gating, training
+from components import adding, compare, comparison, examples, export, figures, fragments, gating, kinds, training
 from components.adding import AddBox
 from components.messages import told
 from components.session import Column, Gating, Session, without
@@ -28,6 +28,7 @@ ANSWER = 32
 NOTHING = fragments.empty(
     "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
 )
+IN_PICTURES = "What gates choose while pictures are drawn is not shown here yet; their pictures are, in Compare."
 BESIDE, DIFFERENCE = "beside the first", "as the difference"
 
 
@@ -111,6 +112,7 @@ def _looking() -> tuple[Any, ...]:
 
 def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any, ...]:
     """Offer the session's gates; say what the chosen ones are, and what can be masked."""
+    session = kinds.own(session)
     keys = [found.key for found in reversed(session.gates)]
     if not keys:
         no_file = gr.DownloadButton(interactive=False)
@@ -149,6 +151,7 @@ def look(
     masked: list[str],
 ) -> Iterator[tuple]:
     """Show what the gates choose for the prompts, then let them answer, with all LoRAs and without the masked ones."""
+    session = kinds.own(session)
     prompts = [text.strip() for text in (prompt, other) if text.strip()]
     asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)))
     if not visited or not session.gates or seen == asked:
@@ -163,6 +166,9 @@ def look(
     coming = loading(session.base)
     for _ in coming.watch():
         yield compare.awaited(coming), *(gr.skip(),) * 4
+    if coming.base().info.kind == kinds.IMAGE:
+        yield fragments.subtle(IN_PICTURES), *(gr.skip(),) * 3, asked
+        return
     yield fragments.progress("Asking the gates", None), *(gr.skip(),) * 4
     drawn = pictures(
         session, found, prompts, view, choices(coming.base(), found, prompts, mask, chats(session)).choices.numpy()

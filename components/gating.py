@@ -16,7 +16,7 @@ from backends.gates import GateEntry
 from backends.library import Entry
 from backends.rows import tasks
 from backends.training import Training
-from components import figures, fragments
+from components import blocks, figures, fragments
 from components.session import Gating, Session, expert_title
 from components.shelf import local
 from components.work import loading
@@ -154,7 +154,9 @@ def line_of(progress: Progress, began: float) -> str:
 
 
 def place_of(site: str) -> str:
-    """A gate's place for people: ``block 3``, ``block 3 self_attn``, ``block 3 q_proj``, ``network``."""
+    """A gate's place for people: ``block 3``, ``block 3 q_proj``, ``down 0.1 resnet``, ``down 0.1 attn1.to_q``, ``network``."""
+    if blocks.of_pipeline(site):
+        return blocks.site_label(site)
     parts = site.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if number is None:

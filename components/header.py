@@ -9,10 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from components import cards, compare, fragments
-from components.messages import EXPECTED
+from backends import bases
+from components import cards, compare, examples, fragments, kinds, making
+from components.messages import EXPECTED, told
 from components.session import Session, title_of
-from components.shelf import shelf
+from components.shelf import on_base, shelf
 from components.work import Loading, loading
 
 LOGO = (
@@ -29,6 +30,7 @@ TITLE = (
     "<p>Take LoRAs apart into their smallest bricks, merge them into one, and judge the result next to the originals.</p></div></div>"
     '<button type="button" class="by-tool" aria-label="Switch between light and dark" title="Light or dark">◐</button></div>'
 )
+OTHER = {kinds.TEXT: "Try it with pictures", kinds.IMAGE: "Try it with texts"}
 THEME_SCRIPT = """
 element.addEventListener('click', (event) => {
   if (event.target.closest('.by-tool')) document.body.classList.toggle('dark');
@@ -44,6 +46,7 @@ class Header:
     again: gr.Button
     strip: gr.HTML
     compare: gr.Button
+    other: gr.Button
 
 
 def create() -> Header:
@@ -56,7 +59,27 @@ def create() -> Header:
         with gr.Column(scale=0, min_width=170, elem_classes="by-tight"):
             again = gr.Button("Try again", visible=False, min_width=110)
             compare = gr.Button("Compare them", variant="primary", min_width=150)
-    return Header(status, again, strip, compare)
+            other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=150)
+    return Header(status, again, strip, compare, other)
+
+
+def _has_pictures() -> bool:
+    return bases.IMAGE in [info.id for info in bases.catalogue()]
+
+
+def offer(session: Session) -> Any:
+    """The way to the other built-in base: to pictures, and back to texts."""
+    return gr.Button(OTHER[kinds.of_base(session.base) or kinds.TEXT], visible=_has_pictures())
+
+
+@told
+def switch(session: Session) -> tuple[Session, str, str]:
+    """The other built-in base with adapters picked, merged as on the first page, and prompts that fit; the base's id; the prompts."""
+    base = bases.BUILTIN if kinds.of_base(session.base) == kinds.IMAGE else bases.IMAGE
+    session = on_base(session, base)
+    if len(session.picks) > 1 and not kinds.own(session).merges:
+        session = session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
+    return session, base, examples.first(session)
 
 
 def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:
@@ -92,8 +115,15 @@ def watch(session: Session) -> Iterator[tuple[str, Any]]:
     yield describe(session.base, coming), gr.Button(visible=coming.error is not None)
 
 
+def settle(session: Session) -> Any:
+    """Put picks aside that are for bases of another kind, now that it is known what the base makes."""
+    fit = kinds.turned(session)
+    return gr.skip() if fit == session else fit
+
+
 def strip(session: Session) -> str:
     """What is picked and what was made of it, in the colours that every view uses."""
+    session = kinds.own(session)
     entries = shelf(session)
     names = {pick.key: escape(title_of(session, entries[pick.key])) for pick in session.picks}
     picks = [f"<span>{fragments.swatch((p.slot,))}{names[p.key]}{_times(p.weight)}</span>" for p in session.picks]
@@ -109,15 +139,20 @@ def _times(weight: float) -> str:
     return "" if weight == 1 else f' <b class="by-num">×&thinsp;{weight:g}</b>'
 
 
-def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> None:
-    """Connect the header's events; after each event of ``based`` another base may be wanted."""
+def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> list[Any]:
+    """Connect the header's events; after each of ``based`` another base may be wanted; gives those after which it is there."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     session.change(strip, [session], [top.strip], **private)
+    session.change(offer, [session], [top.other], **private)
     state = [top.status, top.again]
     watched = [event.then(watch, [session], state, **private) for event in based]
     watched.append(top.again.click(watch, [session], state, **private))
-    for event in watched:  # now it is known which adapters fit
+    # Now it is known what the base makes, and which adapters fit.
+    settled = [event.then(settle, [session], [session], **quick) for event in watched]
+    for event in settled:
         event.then(cards.draw, [session], [cards_shown], **private)
+    return settled
 
 
 def show_comparison() -> tuple[Any, ...]:

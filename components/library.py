@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -14,7 +14,7 @@ from backends.library import Entry
 from components import cards, fragments, uploads
 from components.messages import told
 from components.session import MAX_PICKS, Session
-from components.shelf import checked_base, entry_of, local
+from components.shelf import checked_base, entry_of, local, on_base
 from lego import AdapterError
 
 LAYOUTS = "A LoRA of PEFT, or a single .safetensors file of diffusers or kohya."
@@ -134,8 +134,8 @@ def join(session: Session, key: str) -> Session:
 
 @told
 def choose_base(session: Session, base: str) -> Session:
-    """Change the base model; what does not fit it says so on its card."""
-    return replace(session, base=checked_base(base))
+    """Change the base model; what does not fit it says so on its card, and picks for another kind of base wait aside."""
+    return on_base(session, checked_base(base))
 
 
 def wire(tab: LibraryTab, session: gr.State) -> Any:

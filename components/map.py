@@ -64,7 +64,7 @@ class MapTab:
 def create() -> MapTab:
     """Lay the tab out; nothing is wired yet."""
     with gr.Row():
-        kind = gr.Dropdown([], label="Kind of module", min_width=130, scale=2)
+        kind = gr.Dropdown([], label="Kind of module", min_width=130, scale=3)
         layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=2)
         colour = gr.Radio(list(figures.COLOURINGS), value="adapter", label="Colour by", min_width=300, scale=7)
         projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from backends import library
+from components.blocks import of_pipeline, place_of, places, running_order
 from components.figures import Group, Points
 from components.projector import projector
 from components.session import Session, UnitId
@@ -68,10 +69,35 @@ class View:
 @lru_cache(maxsize=24)
 def _mapped(weights: tuple[tuple[str, float], ...], where: str) -> Mapped:
     adapters = [library.get(key) for key, _ in weights]
-    modules = resolve(adapters, where)
+    modules = modules_at(adapters, where)
     counts = [sum(a.modules[m].rank for a in adapters if m in a.modules) for m in modules]
     kept = _thinned(modules, counts)
     return Mapped(unit_map(adapters, kept, [weight for _, weight in weights]), sum(counts))
+
+
+def pipeline_kinds(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
+    """A pipeline's modules in running order by what they are in their block, those of one shape together: ``attn1.to_q 128 → 128``.
+
+    Blocks of a UNet differ in width, and only units of one length lie on one map. Empty for adapters of other models.
+    """
+    found: dict[str, dict[tuple[int, int], list[str]]] = {}
+    forms = {name: (spec.d_in, spec.d_out) for a in adapters for name, spec in a.modules.items() if of_pipeline(name)}
+    for name in sorted(forms, key=running_order):
+        found.setdefault(place_of(name).kind, {}).setdefault(forms[name], []).append(name)
+    return {
+        kind if len(own) == 1 else f"{kind} {form[0]} → {form[1]}": names
+        for kind, own in found.items()
+        for form, names in own.items()
+    }
+
+
+def modules_at(adapters: Sequence[Adapter], where: str) -> list[str]:
+    """The modules meant by one's name, by a kind of module, or by one of `pipeline_kinds`.
+
+    Raises:
+        AdapterError: when no adapter adapts any such module.
+    """
+    return pipeline_kinds(adapters).get(where) or resolve(adapters, where)
 
 
 def _thinned(modules: Sequence[str], counts: Sequence[int]) -> list[str]:
@@ -101,16 +127,23 @@ def view(session: Session, where: str, k: int) -> View:
 def points(seen: View, xy: np.ndarray) -> Points:
     """Everything the figures draw, at these coordinates."""
     units = seen.units
+    blocks = places(filter(of_pipeline, units.modules))
     return Points(
         xy=xy,
         owner=units.adapter,
         module=[units.modules[i] for i in units.module],
-        layer=units.layer,
+        layer=_block_numbers(units, blocks) if blocks else units.layer,
+        blocks=blocks,
         rank_index=units.rank_index,
         norm=units.norm,
         cluster=units.clusters(seen.k),
         ids=np.arange(len(units)),
     )
+
+
+def _block_numbers(units: UnitMap, blocks: Sequence[str]) -> np.ndarray:
+    """The number of each unit's block among those shown, (units,)."""
+    return np.array([blocks.index(place_of(module).label) for module in units.modules])[units.module]
 
 
 def projected(seen: View, projection: str) -> Points | None:
@@ -131,12 +164,18 @@ def _picked(session: Session) -> list[Adapter]:
 
 def kinds(session: Session) -> list[str]:
     """Kinds of module of the picked adapters: those that most of them share first."""
-    count = Counter(kind for adapter in _picked(session) for kind in adapter.kinds)
+    adapters = _picked(session)
+    if known := pipeline_kinds(adapters):
+        return sorted(known, key=lambda kind: -sum(any(m in a.modules for m in known[kind]) for a in adapters))
+    count = Counter(kind for adapter in adapters for kind in adapter.kinds)
     return sorted(count, key=lambda kind: -count[kind])
 
 
 def modules_of(session: Session, kind: str) -> list[tuple[str, str]]:
-    """(label, name) of every module of a kind; the label is its layer where that tells it."""
+    """(label, name) of every module of a kind; the label is its layer or block where that tells it."""
+    if known := pipeline_kinds(_picked(session)).get(kind):
+        labels = Counter(place_of(name).label for name in known)
+        return [(found if labels[found := place_of(name).label] == 1 else name, name) for name in known]
     names = [name for name in resolve(_picked(session), kind) if module_kind(name) == kind]
     layers = Counter(module_layer(name) for name in names)
     return [(f"layer {module_layer(n)}" if layers[module_layer(n)] == 1 else n, n) for n in names]
@@ -145,7 +184,7 @@ def modules_of(session: Session, kind: str) -> list[tuple[str, str]]:
 def cluster_range(session: Session, kind: str) -> tuple[int, int]:
     """(most clusters that make sense in one module of this kind, LEGO's default of twice the mean rank)."""
     adapters = _picked(session)
-    ranks = [[a.modules[m].rank for a in adapters if m in a.modules] for m in resolve(adapters, kind)]
+    ranks = [[a.modules[m].rank for a in adapters if m in a.modules] for m in modules_at(adapters, kind)]
     most = max(sum(own) for own in ranks)
     widest = max(ranks, key=sum)
     return most, min(most, round(2 * sum(widest) / len(widest)))

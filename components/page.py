@@ -7,19 +7,21 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, endpoints, examples, gate, header, library, map, merge, scoring
+from components import compare, draw_endpoint, dropping, endpoints, examples, gate, header, library, map, merge, scoring
 from components.session import Session
 from components.shelf import start_session
 
 HOUR = 3600
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
+SESSION = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"}
+
 
 def build() -> gr.Blocks:
     """The page, ready to launch."""
     with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
-        session = gr.State(None)
-        top = header.create()
+        session, known = gr.State(None), gr.State(None)
+        top, drop = header.create(), dropping.create()
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
                 library_tab = library.create()
@@ -37,13 +39,19 @@ def build() -> gr.Blocks:
         merge.wire(merge_tab, session)
         gate.wire(gate_tab, session, gate_page.select)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
-        asked = top.compare.click(header.show_comparison, None, waiting, **PRIVATE)
-        compare.wire(compare_tab, session, asked)
+        switched = top.other.click(
+            header.switch, [session], [session, library_tab.base, compare_tab.prompts], **SESSION
+        )
+        restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
+        asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
+        asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
-        header.wire(top, session, [opened, based], library_tab.cards)
+        settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
+        compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
         endpoints.register()
+        draw_endpoint.register()
     return page
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import lego
 from backends.library import Entry
 from components import figures, fragments
+from components.blocks import of_pipeline, place_of, places, running_order
 from components.session import Session, title_of
 from lego import MergeReport, module_kind, module_layer
 from lego.report import SourceReport, spread
@@ -68,11 +69,22 @@ def _settings(report: MergeReport) -> str:
 
 
 def chart(report: MergeReport, measure: str) -> go.Figure:
-    """One measure for every module: kinds as rows, layers as columns."""
+    """One measure for every module: kinds as rows, layers or a pipeline's blocks as columns."""
     field = measure.replace(" ", "_") if measure in MEASURES else "relative_error"
-    kinds = list(dict.fromkeys(module_kind(m.module) for m in report.per_module))
-    layers = sorted({module_layer(m.module) for m in report.per_module})
+    modules = sorted((m.module for m in report.per_module), key=running_order)
+    blocks = places(filter(of_pipeline, modules))
+    layers: list = blocks or sorted({module_layer(module) for module in modules})
+    spots = {module: _spot(module) for module in modules}
+    kinds = list(dict.fromkeys(kind for kind, _ in spots.values()))
     values = np.full((len(kinds), len(layers)), np.nan)
     for m in report.per_module:
-        values[kinds.index(module_kind(m.module)), layers.index(module_layer(m.module))] = getattr(m, field)
-    return figures.per_module(kinds, layers, values, measure)
+        kind, layer = spots[m.module]
+        values[kinds.index(kind), layers.index(layer)] = getattr(m, field)
+    return figures.per_module(kinds, layers, values, measure, "block" if blocks else "layer")
+
+
+def _spot(module: str) -> tuple[str, int | str]:
+    """The row and the column of a module."""
+    if of_pipeline(module):
+        return place_of(module).kind, place_of(module).label
+    return module_kind(module), module_layer(module)

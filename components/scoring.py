@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Scores, score, tasks
-from components import examples, fragments
+from components import examples, fragments, kinds
 from components.compare import awaited, chosen_columns
 from components.messages import told
 from components.session import Column, Session
@@ -25,6 +25,7 @@ MOST_SCORED = 200
 class ScoreBox:
     """The components of the score section."""
 
+    panel: gr.Column
     tasks: gr.CheckboxGroup
     rows: gr.Slider
     run: gr.Button
@@ -38,21 +39,24 @@ def create() -> ScoreBox:
     about = (
         "The variants chosen above on held-out rows: share of exact answers, and how unlikely each finds the right one."
     )
-    gr.HTML(fragments.heading("Task scores", about))
-    with gr.Row(equal_height=True):
-        names = gr.CheckboxGroup(sorted(tasks()), label="Tasks", min_width=260, scale=3)
-        rows = gr.Slider(10, MOST_SCORED, value=40, step=10, label="Rows per task", min_width=160, scale=2)
-    with gr.Row():
-        run_button = gr.Button("Score", scale=0, min_width=150)
-        stop = gr.Button("Stop scoring", visible=False, scale=0, min_width=150)
-    return ScoreBox(names, rows, run_button, stop, gr.HTML(), gr.HTML(label="Scores"))
+    with gr.Column(elem_classes="plain") as panel:
+        gr.HTML(fragments.heading("Task scores", about))
+        with gr.Row(equal_height=True):
+            names = gr.CheckboxGroup(sorted(tasks()), label="Tasks", min_width=260, scale=3)
+            rows = gr.Slider(10, MOST_SCORED, value=40, step=10, label="Rows per task", min_width=160, scale=2)
+        with gr.Row():
+            run_button = gr.Button("Score", scale=0, min_width=150)
+            stop = gr.Button("Stop scoring", visible=False, scale=0, min_width=150)
+        progress, table = gr.HTML(), gr.HTML(label="Scores")
+    return ScoreBox(panel, names, rows, run_button, stop, progress, table)
 
 
-def choose(session: Session) -> Any:
-    """Tick the tasks of the picked adapters."""
+def choose(session: Session) -> tuple[Any, Any]:
+    """Tick the tasks of the picked adapters; pictures have none."""
     entries = shelf(session)
     fitting = [examples.task_of(entries[pick.key]) for pick in session.picks]
-    return gr.CheckboxGroup(value=[task for task in dict.fromkeys(fitting) if task])
+    texts = gr.Column(visible=kinds.of_base(session.base) != kinds.IMAGE)
+    return gr.CheckboxGroup(value=[task for task in dict.fromkeys(fitting) if task]), texts
 
 
 def _buttons(busy: bool) -> tuple[Any, Any]:
@@ -111,7 +115,7 @@ def ended() -> tuple[Any, ...]:
 def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup) -> None:
     """Connect the section's events."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    session.change(choose, [session], [box.tasks], **private)
+    session.change(choose, [session], [box.tasks, box.panel], **private)
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     buttons = [box.run, box.stop]
     clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)

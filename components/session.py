@@ -67,10 +67,14 @@ class Gating:
 
 @dataclass(frozen=True)
 class Session:
-    """Everything one visitor has chosen. Small, frozen, hashable."""
+    """Everything one visitor has chosen. Small, frozen, hashable.
+
+    ``aside`` are the picks for bases of the other kind: texts or pictures.
+    """
 
     base: str
     picks: tuple[Pick, ...] = ()
+    aside: tuple[Pick, ...] = ()
     added: tuple[str, ...] = ()
     merges: tuple[Made, ...] = ()
     muted: tuple[Muted, ...] = ()

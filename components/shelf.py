@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from backends import gates, library
+from backends import bases, gates, library
 from backends.gates import GateEntry
 from backends.library import Entry
-from components.session import MAX_PICKS, Gating, Pick, Session
+from components import kinds
+from components.session import Gating, Pick, Session
 from lego import AdapterError
 
-START_PICKS = ("past-tense", "sentiment", "language")
-"""The adapters picked when the page opens, by folder name: three tasks, three ranks."""
+START_PICKS = {kinds.TEXT: ("past-tense", "sentiment", "language"), kinds.IMAGE: ()}
+"""The adapters picked at first sight of a kind of base, by folder name, before others: three tasks, three ranks."""
 
 
 def local() -> bool:
@@ -82,13 +84,25 @@ def named(name: object) -> Entry:
 
 def start_session(base: str) -> Session:
     """What a new visitor finds: three built-in adapters picked, and the built-in gates."""
-    by_name = {entry.name: entry.key for entry in builtin()}
-    keys = [by_name[name] for name in START_PICKS if name in by_name]
+    known = {entry.key for entry in builtin()}
+    own = tuple(as_gating(found, found.saved.base.id) for found in gates.builtin() if set(found.experts) <= known)
+    return Session(base=base, picks=start_picks(kinds.of_base(base) or kinds.TEXT), gates=own)
+
+
+def start_picks(kind: str) -> tuple[Pick, ...]:
+    """Three built-in adapters for bases of this kind."""
+    by_name = {entry.name: entry.key for entry in builtin() if kinds.suits(entry.key, kind)}
+    keys = [by_name[name] for name in START_PICKS[kind] if name in by_name]
     keys += [key for key in by_name.values() if key not in keys]
-    picks = tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys[:3]))
-    known = [found for found in gates.builtin() if set(found.experts) <= set(by_name.values())]
-    own = tuple(as_gating(found, found.saved.base.id) for found in known)
-    return Session(base=base, picks=picks[:MAX_PICKS], gates=own)
+    return tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys[:3]))
+
+
+def on_base(session: Session, base: str) -> Session:
+    """The session on another base, with the picks that fit its kind; the built-in bases come with some."""
+    session = kinds.turned(replace(session, base=base))
+    if session.picks or base not in (bases.BUILTIN, bases.IMAGE):
+        return session
+    return replace(session, picks=start_picks(kinds.of_base(base) or kinds.TEXT))
 
 
 def as_gating(found: GateEntry, base: str, name: str = "") -> Gating:

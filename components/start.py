@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from backends import bases
-from components import export, making, map, maps
-from components.shelf import start_session
-from components.work import in_thread, loading
+from components import export, kinds, making, map, maps
+from components.shelf import start_picks, start_session
+from components.work import Loading, in_thread, loading
 
 
 def warm_up() -> None:
     """Start loading the base, make the first merge, draw the first map; all in threads."""
     base = bases.catalogue()[0].id
-    loading(base)
+    first = loading(base)
     in_thread(lambda: _first_page(base), "first page")
+    if bases.IMAGE in [info.id for info in bases.catalogue()]:
+        in_thread(lambda: _pictures(first), "first pictures")
+
+
+def _pictures(first: Loading) -> None:
+    """Load what draws, and its first merge, once what the page opens with is there; should that fail, the page says so."""
+    for _ in first.watch():
+        pass
+    base = loading(bases.IMAGE)
+    for _ in base.watch():
+        pass
+    picks = start_picks(kinds.IMAGE)
+    if len(picks) > 1:
+        making.first(tuple((pick.key, pick.weight) for pick in picks), tuple(pick.slot for pick in picks))
 
 
 def _first_page(base: str) -> None:

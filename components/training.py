@@ -13,7 +13,7 @@ import gradio as gr
 from backends import gates as store
 from backends.rows import tasks
 from backends.training import Training
-from components import controls, examples, figures, fragments, gating, making, uploads
+from components import controls, examples, figures, fragments, gating, kinds, making, uploads
 from components.compare import awaited
 from components.messages import told
 from components.session import Gating, Session
@@ -31,6 +31,10 @@ TRAINING = ("steps", "batch", "alpha", "lr", "seed")
 SELDOM = ("warmup", "weight_decay", "clip", "calibration")
 """`micro_batch` finds itself: where memory runs out, the batch comes in smaller parts."""
 MOST_SHARE = 100
+NOT_YET = (
+    "Gates for a base that draws pictures cannot be trained on this page yet. Trained ones can be added beside this, "
+    "masked, and compared."
+)
 REDRAWN = 0.3
 """Seconds between two drawings, at least."""
 
@@ -39,6 +43,7 @@ REDRAWN = 0.3
 class TrainBox:
     """The components of the section that events need."""
 
+    panel: gr.Column
     sources: gr.HTML
     tasks: gr.CheckboxGroup
     shares: list[gr.Number]
@@ -71,33 +76,42 @@ class TrainBox:
 def create_settings() -> tuple[Any, ...]:
     """The left column: what is mixed, data, settings."""
     sources = gr.HTML()
-    gr.HTML(fragments.heading("What they learn from", "Questions with answers; held-out rows are never used."))
-    names = gr.CheckboxGroup(sorted(tasks()), label="Training tasks")
-    with gr.Row(elem_classes="by-shares"):
-        shares = [
-            gr.Number(
-                1, label=f"Share of {name}", minimum=0.01, maximum=MOST_SHARE, step=0.5, visible=False, min_width=110
-            )
-            for name in sorted(tasks())
-        ]
-    with gr.Accordion("Rows of your own", open=False):
-        about = 'One JSON object a line: {"prompt": "…", "answer": "…"}'
-        file = gr.File(label="Rows (JSONL)", file_types=[".jsonl", ".json", ".txt"], height=120)
-        gr.HTML(fragments.subtle(about))
-        file_share = gr.Number(1, label="Share of your rows", minimum=0.01, maximum=MOST_SHARE, step=0.5)
-    gr.HTML(fragments.heading("The gates"))
-    fields = {**GateConfig.model_fields, **TrainConfig.model_fields}
-    values = [controls.field_control(name, fields[name]) for name in GATES]
-    with gr.Row():
-        values += [controls.field_control(name, fields[name]) for name in TRAINING]
-    with gr.Accordion("More about the training", open=False), gr.Row():
-        values += [controls.field_control(name, fields[name]) for name in SELDOM]
-    name = gr.Textbox(label="Name of the gates", placeholder="named after what they are", max_length=making.NAME_LIMIT)
-    cost = gr.HTML(label="Expected time")
-    with gr.Row():
-        run_button = gr.Button("Train", variant="primary")
-        stop = gr.Button("Stop training", visible=False)
-    return sources, names, shares, file, file_share, values, name, cost, run_button, stop
+    with gr.Column(elem_classes="plain") as panel:
+        gr.HTML(fragments.heading("What they learn from", "Questions with answers; held-out rows are never used."))
+        names = gr.CheckboxGroup(sorted(tasks()), label="Training tasks")
+        with gr.Row(elem_classes="by-shares"):
+            shares = [
+                gr.Number(
+                    1,
+                    label=f"Share of {name}",
+                    minimum=0.01,
+                    maximum=MOST_SHARE,
+                    step=0.5,
+                    visible=False,
+                    min_width=110,
+                )
+                for name in sorted(tasks())
+            ]
+        with gr.Accordion("Rows of your own", open=False):
+            about = 'One JSON object a line: {"prompt": "…", "answer": "…"}'
+            file = gr.File(label="Rows (JSONL)", file_types=[".jsonl", ".json", ".txt"], height=120)
+            gr.HTML(fragments.subtle(about))
+            file_share = gr.Number(1, label="Share of your rows", minimum=0.01, maximum=MOST_SHARE, step=0.5)
+        gr.HTML(fragments.heading("The gates"))
+        fields = {**GateConfig.model_fields, **TrainConfig.model_fields}
+        values = [controls.field_control(name, fields[name]) for name in GATES]
+        with gr.Row():
+            values += [controls.field_control(name, fields[name]) for name in TRAINING]
+        with gr.Accordion("More about the training", open=False), gr.Row():
+            values += [controls.field_control(name, fields[name]) for name in SELDOM]
+        name = gr.Textbox(
+            label="Name of the gates", placeholder="named after what they are", max_length=making.NAME_LIMIT
+        )
+        cost = gr.HTML(label="Expected time")
+        with gr.Row():
+            run_button = gr.Button("Train", variant="primary")
+            stop = gr.Button("Stop training", visible=False)
+    return panel, sources, names, shares, file, file_share, values, name, cost, run_button, stop
 
 
 def create_charts() -> tuple[Any, ...]:
@@ -141,11 +155,13 @@ def sources(session: Session) -> str:
 
 
 def offer(session: Session) -> tuple[Any, ...]:
-    """Say what will be mixed, and tick the tasks of the picked LoRAs."""
+    """Say what will be mixed, and tick the tasks of the picked LoRAs; where it is pictures, that this is not here yet."""
     entries = shelf(session)
     fitting = [examples.task_of(entries[pick.key]) for pick in session.picks]
     chosen = [task for task in dict.fromkeys(fitting) if task]
-    return sources(session), gr.CheckboxGroup(value=chosen), *show_shares(chosen)
+    draws = kinds.of_base(session.base) == kinds.IMAGE
+    shown = sources(session) + (fragments.note(NOT_YET) if draws else "")
+    return gr.Column(visible=not draws), shown, gr.CheckboxGroup(value=chosen), *show_shares(chosen)
 
 
 def show_shares(names: list[str]) -> list[Any]:
@@ -155,6 +171,8 @@ def show_shares(names: list[str]) -> list[Any]:
 
 def estimate(session: Session, *values: Any) -> Iterator[str]:
     """What the training would cost; what stands in its way is said here too, quietly."""
+    if kinds.of_base(session.base) == kinds.IMAGE:
+        return
     try:
         recipe, keys = read(session, values), tuple(pick.key for pick in session.picks)
         coming = loading(session.base)
@@ -245,7 +263,7 @@ def failed() -> tuple[Any, ...]:
 def wire(box: TrainBox, session: gr.State, entered: Any) -> Any:
     """Connect the section's events; gives the event after which newly trained gates wait in ``made``."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    session.change(offer, [session], [box.sources, box.tasks, *box.shares], **private)
+    session.change(offer, [session], [box.panel, box.sources, box.tasks, *box.shares], **private)
     box.tasks.input(show_shares, [box.tasks], box.shares, **private)
     costly = {**private, "concurrency_limit": 2, "concurrency_id": "estimate"}
     asked = [session, *box.settings]

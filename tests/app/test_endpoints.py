@@ -31,7 +31,7 @@ def halves(folder: Path, module: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 def test_only_the_named_endpoints_are_public(client: Client) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/adapters", "/inspect", "/unit_map", "/merge", "/compare", "/train_gate", "/gates"}
+    assert set(named) == {"/adapters", "/inspect", "/unit_map", "/merge", "/compare", "/draw", "/train_gate", "/gates"}
 
 
 def test_adapters_lists_everything_that_ships(client: Client) -> None:

@@ -1,0 +1,228 @@
+"""A comparison from a picture that carries its recipe: everything it names found again, or told exactly what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from backends import bases, gates, library
+from backends.bases import TextBase
+from backends.image import Drawing
+from components import kinds, making
+from components.remembered import AdapterOf, BaseOf, PickOf, Remembered, VariantOf
+from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, columns
+from components.shelf import as_gating, checked_base, shelf
+from components.work import loading, peek
+from lego import AdapterError
+from lego.recipe import Recipe
+from mole.pool import Weighting
+
+DAMAGED = "The picture's recipe is damaged, or was made by another version."
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a picture brought back.
+
+    Attributes:
+        session: with its base, adapters, merges, muted variants and gates.
+        chosen: ids of the variants that were compared.
+        prompts: as they were given.
+        drawing: how they were drawn.
+        notes: what is not quite as it was.
+    """
+
+    session: Session
+    chosen: tuple[str, ...]
+    prompts: tuple[str, ...]
+    drawing: Drawing
+    notes: tuple[str, ...] = ()
+
+
+def base_of(wanted: BaseOf) -> str:
+    """The id under which the base is found here; nothing is loaded.
+
+    Raises:
+        AdapterError: when it came from a folder, and no base that is loaded is the same.
+    """
+    for info in bases.catalogue():
+        if info.id == wanted.id or (info.ready and _fingerprint(info.id) == wanted.fingerprint):
+            return info.id
+    if wanted.id is None or "/" not in wanted.id:
+        what = (
+            f"was drawn with the base {wanted.title!r}, which came from a folder (SHA-256 {wanted.fingerprint[:12]}…)"
+        )
+        raise AdapterError(what, "This picture", "Choose that base in the Library, then drop the picture again.")
+    return checked_base(wanted.id)
+
+
+def _fingerprint(base: str) -> str | None:
+    """Of a base that is in memory, whatever it is called; others are not loaded to be asked."""
+    coming = peek(base)
+    return coming.base().fingerprint if coming and coming.done and coming.error is None else None
+
+
+def restore(session: Session, wanted: Remembered, base: str) -> Restored:
+    """The comparison as it was.
+
+    Args:
+        session: of who dropped the picture.
+        wanted: what the picture carries.
+        base: from `base_of`, loaded.
+
+    Raises:
+        AdapterError: naming every adapter and every gates that are missing.
+    """
+    loaded, notes = loading(base).base(), []
+    if isinstance(loaded, TextBase):
+        raise AdapterError("draws no pictures", loaded.info.title, DAMAGED)
+    if loaded.fingerprint != wanted.base.fingerprint:
+        notes.append(f"{loaded.info.title} is not quite the base of the picture: its weights have changed since.")
+    keys, missing = find(session, wanted.adapters)
+    missing += [f"the gates {each.name} ({each.key})" for each in wanted.gates if not _there(each.key)]
+    if missing:
+        fix = "Add them in the Library (gates on the Gate tab), then drop the picture again."
+        raise AdapterError(f"needs what is not here: {', '.join(missing)}", "This picture", fix)
+    notes += [
+        f"{each.name} was merged again and differs in its last digits."
+        for each in wanted.adapters
+        if each.key != keys[each.key]
+    ]
+    made = joined(replace(session, base=base), wanted, keys)
+    drawing = Drawing(seeds=tuple(wanted.seeds), **wanted.drawing.model_dump())
+    if drawing.guidance is None:
+        drawing = replace(drawing, guidance=loaded.guidance)
+    return Restored(made, chosen(made, wanted.variants, keys), tuple(wanted.prompts), drawing, tuple(notes))
+
+
+def _there(key: str) -> bool:
+    try:
+        gates.entry(key)
+    except AdapterError:
+        return False
+    return True
+
+
+def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], list[str]]:
+    """The library's keys of what a picture names, by the keys it names them by, and what is missing, for people."""
+    keys, missing = {}, []
+    for each in wanted:
+        try:
+            keys[each.key] = _key_of(session, each)
+        except AdapterError as error:
+            missing.append(f"{each}" + (f": {error}" if each.hub or each.merge else ""))
+    return keys, missing
+
+
+def _key_of(session: Session, wanted: AdapterOf) -> str:
+    shelf(session)  # the built-in ones are known from here on
+    try:
+        return library.entry(wanted.key).key
+    except AdapterError:
+        if wanted.hub:
+            return _from_hub(wanted.hub, wanted.key)
+        if wanted.merge:
+            return again(session, wanted.merge, wanted.name)
+        raise
+
+
+def _from_hub(hub: str, key: str | None) -> str:
+    name, _, commit = hub.partition("@")
+    found = library.add_hub(name, commit or None).key
+    if key is not None and found != key:
+        raise AdapterError("has changed on the hub", hub)
+    return found
+
+
+def again(session: Session, recipe: Recipe, name: str) -> str:
+    """Merge again what a picture says was merged.
+
+    Raises:
+        AdapterError: when a source is missing.
+    """
+    known = {library.get(key).sha256: key for key in shelf(session)}
+    weights, missing = [], []
+    for source in recipe.sources:
+        key = known.get(source.sha256 or "")
+        if key is None and source.hub:
+            key = _from_hub(f"{source.hub}@{source.revision or ''}", None)
+        if key is None:
+            missing.append(f"{source.name} (SHA-256 {(source.sha256 or '')[:12]}…)")
+        else:
+            weights.append((key, source.weight))
+    if missing:
+        raise AdapterError(f"it was merged from {', '.join(missing)}")
+    return making.make(weights, recipe.method, recipe.parameters, recipe.seed, name).key
+
+
+def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Session:
+    """The session with everything that the picture's variants need, on the shelf and picked."""
+    aside = tuple(pick for pick in (*session.picks, *session.aside) if kinds.of_adapter(pick.key) != kinds.IMAGE)
+    session = replace(session, picks=(), aside=aside, selected=())
+    for key in dict.fromkeys(keys.values()):
+        session = session.add(key)
+    merged = {keys[each.key] for each in wanted.adapters if each.merge is not None}
+    for pick in _picks(wanted, keys, merged):
+        session = session if session.pick(pick.key) else replace(session, picks=(*session.picks, pick))
+    session = replace(session, picks=session.picks[:MAX_PICKS])
+    for variant in wanted.variants:
+        w = mapped(variant.weighting, keys)
+        if w.gates:
+            session = _gated(session, w, variant.name)
+        elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.muted:
+            session = session.join(Made(w.adapters[0][0], variant.name))
+        elif w not in [column.weighting for column in columns(session, shelf(session))]:
+            session = session.mute(Muted(variant.name, w.adapters, w.muted))
+    return session
+
+
+def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> list[Pick]:
+    """The picked adapters, and those that stand alone as a variant."""
+    alone = [v.adapters[0][0] for v in wanted.variants if len(v.adapters) == 1 and not v.gates and not v.muted]
+    given = [*wanted.picks, *(PickOf(key=key, slot=slot) for slot, key in enumerate(dict.fromkeys(alone)))]
+    return [
+        Pick(keys[each.key], each.weight, each.slot) for each in given if keys.get(each.key, "") not in (*merged, "")
+    ]
+
+
+def _gated(session: Session, weighting: Weighting, name: str) -> Session:
+    known = next((gating for gating in session.gates if gating.key == weighting.gates), None)
+    if known is None:
+        found = gates.entry(str(weighting.gates))
+        known = as_gating(found, session.base, name if not weighting.masked else "")
+        session = session.gate(known)
+    elif not weighting.masked:
+        session = session.gate(Gating(known.key, name, known.base, known.experts))
+    return session.mask(known.key, weighting.masked) if weighting.masked else session
+
+
+def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
+    """The same weighting with the keys under which its adapters are found here.
+
+    Raises:
+        AdapterError: when it weighs an adapter that the recipe does not name.
+    """
+    names = [key for key, _ in weighting.adapters] + [key for key, _, _ in weighting.muted]
+    if unknown := [key for key in names if key not in keys]:
+        raise AdapterError(f"weighs {unknown[0]}, which it does not name", "This picture", DAMAGED)
+    return Weighting(
+        tuple((keys[key], weight) for key, weight in weighting.adapters),
+        frozenset((keys[key], module, unit) for key, module, unit in weighting.muted),
+        weighting.gates,
+        tuple(keys.get(key, key) for key in weighting.masked),
+    )
+
+
+def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str]) -> tuple[str, ...]:
+    """The ids of the session's variants that weigh what the picture's do.
+
+    Raises:
+        AdapterError: when there is none for one of them.
+    """
+    ids: dict[Weighting, str] = {}
+    for column in columns(session, shelf(session)):
+        ids.setdefault(column.weighting, column.id)
+    found = [ids.get(mapped(variant.weighting, keys)) for variant in variants]
+    if None in found:
+        raise AdapterError(f"{variants[found.index(None)].name!r} cannot be restored", "This picture", DAMAGED)
+    return tuple(dict.fromkeys(filter(None, found)))
