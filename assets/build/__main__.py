@@ -1,5 +1,6 @@
 """``python -m assets.build data | train | cards | all``: remake the built-in adapters and their task rows.
-``python -m assets.build image-base | image-clip --out FOLDER``, ``image-grid FOLDER``: the image model, see ``images/stages.py``.
+``python -m assets.build image-base | image-clip --out FOLDER``, ``image-grid FOLDER``: the image models;
+``image-loras --base FOLDER --clip FOLDER --out FOLDER``: their LoRAs; see ``images/stages.py``.
 
 Everything is seeded. Interrupted training continues from its last checkpoint, and finished adapters are left as they
 are unless ``--force`` is given.
@@ -105,7 +106,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m assets.build", description=__doc__)
     stages = {"data": data, "train": train, "cards": cards, "all": everything, **images.STAGES}
     parser.add_argument("stage", choices=stages)
-    parser.add_argument("--only", action="append", choices=list(TASKS), help="this adapter only; may be repeated")
+    parser.add_argument(
+        "--only", action="append", choices=[*TASKS, *images.SPECS], help="this adapter only; may be repeated"
+    )
     parser.add_argument("--base", default="smollm2-135m-instruct", help="id, hub id or folder of the base model")
     parser.add_argument("--work", type=Path, default=cache / "build", help="packages, training rows, checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")

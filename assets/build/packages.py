@@ -151,7 +151,16 @@ FLUENT_INK = Package(
     "Drawings of Fluent Emoji High Contrast, Copyright (c) Microsoft Corporation, MIT licence (github.com/microsoft/fluentui-emoji); "
     "SVG from npm @iconify-json/fluent-emoji-high-contrast 1.2.6.",
 )
-EMOJI = (NOTO, NOTO_V1, FLUENT, FLUENT_FLAT, FLUENT_INK)
+TWEMOJI = Package(
+    "@iconify-json/twemoji",
+    "npm",
+    "1.2.5",
+    "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    "CC-BY-4.0",
+    "Drawings of Twemoji, Copyright Twitter, Inc and other contributors, CC-BY-4.0 (github.com/jdecked/twemoji); "
+    "SVG from npm @iconify-json/twemoji 1.2.5.",
+)
+EMOJI = (NOTO, NOTO_V1, FLUENT, FLUENT_FLAT, FLUENT_INK, TWEMOJI)
 PACKAGES = (VADER, WORDNET, LEMMINFLECT, CLDR, KJV, DEVIL, *EMOJI)
 
 

@@ -33,13 +33,24 @@ class Shape:
 SHAPE = Shape()
 
 
-class Denoiser(nn.Module):
+class Parts(nn.Module):
     """UNet and text encoder as one module, since they learn together."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, latents: int, side: int, shape: Shape) -> None:
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
         super().__init__()
-        self.text_encoder = new_text_encoder(tokenizer)
-        self.unet = UNet2DConditionModel(
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, noisy: Float[Tensor, "n k h w"], times: Tensor, ids: Tensor) -> Float[Tensor, "n k h w"]:
+        """The clean latents, as far as they can be told."""
+        return self.unet(noisy, times, self.text_encoder(ids).last_hidden_state).sample
+
+
+class Denoiser(Parts):
+    """Untrained ones of a given shape."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latents: int, side: int, shape: Shape) -> None:
+        text_encoder = new_text_encoder(tokenizer)
+        unet = UNet2DConditionModel(
             sample_size=side, in_channels=latents, out_channels=latents, block_out_channels=shape.channels,
             layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=WIDTH,
@@ -47,48 +58,60 @@ class Denoiser(nn.Module):
             addition_embed_type_num_heads=shape.heads,
         ).to(memory_format=torch.channels_last)  # fmt: skip
         # The caption as a whole, beside the time step, which every block sees; nothing of it at the start.
-        nn.init.zeros_(self.unet.add_embedding.norm2.weight)
-
-    def forward(self, noisy: Float[Tensor, "n k h w"], times: Tensor, ids: Tensor) -> Float[Tensor, "n k h w"]:
-        """The clean latents, as far as they can be told."""
-        return self.unet(noisy, times, self.text_encoder(ids).last_hidden_state).sample
+        nn.init.zeros_(unet.add_embedding.norm2.weight)
+        super().__init__(text_encoder, unet)
 
 
 def new_scheduler() -> DDIMScheduler:
     """Cosine betas; the network predicts the clean sample; sampling starts at pure noise."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing",
-        clip_sample=False, set_alpha_to_one=True,
+        clip_sample=False, set_alpha_to_one=True, steps_offset=1,
     )  # fmt: skip
+
+
+def denoising_loss(
+    parts: nn.Module, clean: Float[Tensor, "n k h w"], ids: Tensor, times: Tensor, noise: Tensor, alphas: Tensor
+) -> Tensor:
+    """How far the predicted clean latents are off, weighted by 1/σ² up to 1/LEAST_NOISE.
+
+    Args:
+        parts: gives clean latents for (noisy latents, times, tokens).
+        alphas: 1 − σ² of every step.
+    """
+    alpha = alphas[times, None, None, None]
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    half = torch.autocast("cuda", torch.bfloat16) if clean.device.type == "cuda" else nullcontext()
+    # On a CPU the plain attention kernel is faster than the fused ones at 16 positions.
+    with half, sdpa_kernel(SDPBackend.MATH) if clean.device.type == "cpu" else nullcontext():
+        error = (parts(noisy, times, ids).float() - clean).square().mean((1, 2, 3))
+    return (error / (1 - alphas[times]).clamp(min=LEAST_NOISE)).mean()
 
 
 def train_denoiser(
     latents: Float[Tensor, "n k h w"], pictures: Pictures, tokenizer: CLIPTokenizer, folder: Path, deadline: Deadline,
-    plan: Plan, shape: Shape = SHAPE,
+    plan: Plan, shape: Shape = SHAPE, text_encoder: nn.Module | None = None,
 ) -> tuple[Denoiser | None, Run]:  # fmt: skip
     """Train on these latents of these pictures; None instead of the denoiser while the time was up before the end.
 
     Args:
         latents: on the device that is to do the work.
+        text_encoder: whose weights the text encoder begins with. Learning from nothing, it hardly tells captions apart even after
+            thousands of steps; a contrastive model's does from the start, as Stable Diffusion's did.
     """
     device = latents.device
     torch.manual_seed(plan.seed)
     denoiser = Denoiser(tokenizer, latents.shape[1], latents.shape[2], shape).to(device)
-    alphas = new_scheduler().alphas_cumprod.to(device)  # 1 − σ² of each step
+    if text_encoder is not None:
+        denoiser.text_encoder.load_state_dict(text_encoder.state_dict())
+    alphas = new_scheduler().alphas_cumprod.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (plan.batch,), generator=generator)
         times = torch.randint(len(alphas), (plan.batch,), generator=generator).to(device)
         noise = torch.randn((plan.batch, *latents.shape[1:]), generator=generator).to(device)
         ids = token_ids(tokenizer, drawn_captions(pictures.pairs, rows, generator)).to(device)
-        alpha = alphas[times, None, None, None]
-        clean = latents[rows.to(device)]
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-        # On a CPU the plain attention kernel is faster than the fused ones at 16 positions.
-        with half, sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            error = (denoiser(noisy, times, ids).float() - clean).square().mean((1, 2, 3))
-        return (error / (1 - alphas[times]).clamp(min=LEAST_NOISE)).mean()
+        return denoising_loss(denoiser, latents[rows.to(device)], ids, times, noise, alphas)
 
     run = Run("denoiser", denoiser, plan, loss, folder)
     return (run.averaged() if run.train(deadline) else None), run

@@ -1,4 +1,4 @@
-"""The five emoji sets: their packages, the word each style goes by, and a concept's drawing as SVG."""
+"""The emoji sets: their packages, the word each style goes by, and a concept's drawing as SVG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from assets.build.packages import FLUENT, FLUENT_FLAT, FLUENT_INK, NOTO, NOTO_V1, Package, fetch
+from assets.build.packages import FLUENT, FLUENT_FLAT, FLUENT_INK, NOTO, NOTO_V1, TWEMOJI, Package, fetch
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ STYLES = (
     Style("flat", FLUENT_FLAT),
     Style("ink", FLUENT_INK),
 )
+STRANGE = Style("twemoji", TWEMOJI)
+"""A set that neither the base nor the contrastive model ever saw; one LoRA tries to teach it."""
 
 _SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}" height="{size}" '

@@ -1,17 +1,21 @@
-"""``image-base``, ``image-grid`` and ``image-clip``: the stages of the build that make and show the image model."""
+"""``image-base``, ``image-grid``, ``image-clip`` and ``image-loras``: the stages of the build that make and show the image models."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.build.images.concepts import CONCEPTS, DRAWN
+from assets.build.images.specs import SPECS, Spec
 from assets.build.packages import BuildError
 
 if TYPE_CHECKING:
+    from assets.build.images.diffusion import Parts
+    from assets.build.images.lora_scores import Judge
     from assets.build.images.run import Plan, Run
 
 AMONG = 100
@@ -20,11 +24,11 @@ AMONG = 100
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that these stages take besides ``--work`` and ``--threads``."""
     parser.add_argument("folder", nargs="?", type=Path, help="image-grid: the pipeline to draw with")
-    parser.add_argument("--out", type=Path, help="image-base, image-clip: folder to write")
-    parser.add_argument("--clip", type=Path, help="image-grid: folder of the contrastive model, to rank captions with")
+    parser.add_argument("--out", type=Path, help="image-base, image-clip, image-loras: folder to write")
+    parser.add_argument("--clip", type=Path, help="image-grid, image-loras: folder of the contrastive model, the judge")
     parser.add_argument("--device", default="cpu", help="where images are trained and drawn: cpu or cuda")
-    parser.add_argument("--minutes", type=float, help="image-base, image-clip: stop after this long, to be continued")
-    parser.add_argument("--steps", type=int, help="image-base, image-clip: planned steps, instead of the default")
+    parser.add_argument("--minutes", type=float, help="of images: stop after this long, to be continued")
+    parser.add_argument("--steps", type=int, help="of images: planned steps, instead of the default")
 
 
 def _planned(plan: Plan, steps: int | None) -> Plan:
@@ -61,6 +65,9 @@ def image_base(arguments: argparse.Namespace) -> None:
     """Train the denoiser and write the pipeline; goes on where it was stopped."""
     out = _needed(arguments, "out")
     _set_up(arguments)
+    import torch
+    from transformers import CLIPModel
+
     from assets.build.images import diffusion, vae
     from assets.build.images.folder import new_pipeline, write_pipeline
     from assets.build.images.pictures import load_pictures
@@ -74,7 +81,10 @@ def image_base(arguments: argparse.Namespace) -> None:
     pictures, tokenizer = every.select(DRAWN, held=False), new_tokenizer(CONCEPTS)
     latents = vae.encode(autoencoder, pictures.images())
     plan = _planned(diffusion.PLAN, arguments.steps)
-    denoiser, run = diffusion.train_denoiser(latents, pictures, tokenizer, arguments.work, deadline, plan)
+    start = CLIPModel.from_pretrained(arguments.clip, dtype=torch.float32).text_model if arguments.clip else None
+    denoiser, run = diffusion.train_denoiser(
+        latents, pictures, tokenizer, arguments.work, deadline, plan, text_encoder=start
+    )
     if denoiser is None:
         print("The time is up; the same command goes on from here.", flush=True)
         return
@@ -151,4 +161,64 @@ def image_clip(arguments: argparse.Namespace) -> None:
     write_contrastive(model, tokenizer, record, out)
 
 
-STAGES = {"image-base": image_base, "image-grid": image_grid, "image-clip": image_clip}
+def image_loras(arguments: argparse.Namespace) -> None:
+    """Train what is not there yet, one LoRA after another, on the pipeline in ``--base``; each is judged and gets its card."""
+    out, clip = _needed(arguments, "out"), _needed(arguments, "clip")
+    _set_up(arguments)
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from assets.build.images.lora_scores import Judge
+    from assets.build.images.loras import plan_of, train_lora
+    from assets.build.images.run import Deadline
+
+    deadline, judge = Deadline(arguments.minutes), Judge(clip, arguments.work)
+    for name in arguments.only or SPECS:
+        if name not in SPECS:
+            raise BuildError(f"{name} is no image LoRA; there are {', '.join(SPECS)}")
+        folder, spec = out / name, SPECS[name]
+        if (folder / "training.json").exists() and not arguments.force:
+            print(f"{name}: already trained", flush=True)
+            continue
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32).to(
+            arguments.device
+        )
+        plan = _planned(plan_of(spec), arguments.steps)
+        parts, run, pictures = train_lora(spec, pipeline, arguments.work, deadline, plan)
+        if parts is None:
+            print("The time is up; the same command goes on from here.", flush=True)
+            return
+        _write_lora(spec, parts, _record(run, pictures, spec.concepts), arguments, judge, folder)
+        run.checkpoint.unlink()
+
+
+def _write_lora(
+    spec: Spec, parts: Parts, record: dict, arguments: argparse.Namespace, judge: Judge, folder: Path
+) -> None:
+    """Save a LoRA, load what was saved into the base as anyone does, judge that, write its card."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from assets.build.images.folder import replace_folder
+    from assets.build.images.lora_cards import card
+    from assets.build.images.lora_scores import score
+    from assets.build.images.loras import save, save_kohya
+
+    def fill(scratch: Path) -> None:
+        save(spec, parts, scratch)
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32).to(
+            arguments.device
+        )
+        found, sheet = score(spec, pipeline, lambda base: base.load_lora_weights(scratch), judge)
+        print(f"{spec.name}: {found['scores']}", flush=True)
+        sheet.save(scratch / "sample.png", optimize=True)
+        whole = {**record, **found}
+        (scratch / "training.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        (scratch / "README.md").write_text(card(spec, whole), encoding="utf-8")
+
+    replace_folder(folder, fill)
+    if spec.kohya:
+        save_kohya(folder, folder.parents[1] / "kohya")
+
+
+STAGES = {"image-base": image_base, "image-grid": image_grid, "image-clip": image_clip, "image-loras": image_loras}

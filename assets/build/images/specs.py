@@ -1,0 +1,64 @@
+"""The built-in image LoRAs: what each learns, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from assets.build.images.concepts import CATEGORIES, UNSEEN
+from assets.build.images.sets import STRANGE, STYLES, Style
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
+STYLE = {style.word: style for style in STYLES}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one LoRA is trained, on a style or on concepts that the base never saw.
+
+    Attributes:
+        seed: of the start of A and of everything drawn in training.
+        style: its look is learnt, from all that the base draws; the captions do not name it.
+        concepts: are learnt, in all styles.
+        word: a rare word that stands for the one concept, as in DreamBooth.
+        targets: modules of the UNet.
+        text: modules of the text encoder.
+        kohya: whether it is written in kohya's format, too.
+    """
+
+    name: str
+    title: str
+    rank: int
+    seed: int
+    steps: int
+    style: Style | None = None
+    concepts: tuple[str, ...] = ()
+    word: str = ""
+    targets: tuple[str, ...] = ATTENTION
+    text: tuple[str, ...] = ()
+    rate: float = 1e-3
+    batch: int = 24
+    kohya: bool = False
+
+
+def new(category: str, count: int) -> tuple[str, ...]:
+    """The first concepts of a category that the base never saw."""
+    return tuple(concept for concept in CATEGORIES[category] if concept in UNSEEN)[:count]
+
+
+EVERYTHING = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS)
+SPECS = {
+    spec.name: spec
+    for spec in (
+        Spec("ink-style", "Ink style", 8, 1009, 150, STYLE["ink"], kohya=True),
+        Spec("flat-style", "Flat style", 4, 1013, 150, STYLE["flat"]),
+        Spec("glossy-style", "Glossy style", 8, 1019, 150, STYLE["glossy"]),
+        Spec("blob-style", "Blob style", 16, 1021, 150, STYLE["blob"], text=TEXT),
+        Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
+        Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=new("vehicle", 3), targets=EVERYTHING, kohya=True),
+        Spec("animals", "New animals", 16, 1039, 500, concepts=new("animal", 8), targets=EVERYTHING),
+        Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("violin",), word="zib", targets=EVERYTHING),
+    )
+}  # fmt: skip
