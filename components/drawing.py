@@ -207,6 +207,7 @@ def filled(found: Gallery, sheet: Sheet) -> Gallery:
     """The comparison with what has come so far: previews, or the finished pictures as files."""
     facts = {"step": sheet.step, "steps": sheet.steps, "finished": sheet.finished, "seconds": sheet.seconds}
     if sheet.finished:
+        export.make_room()
         files = _each(sheet.pictures, lambda picture: str(export.picture_file(picture)))
         return replace(found, **facts, shots=files, files=files)
     return replace(found, **facts, shots=_each(sheet.pictures, pictures.preview))
@@ -230,9 +231,12 @@ def run(
 ) -> Iterator[tuple[str, Gallery]]:
     """Draw every chosen variant, in one batch where memory allows: a line that says how far, and the pictures so far."""
     check_count(len(chosen), len(prompts), len(wanted.seeds))
+    loaded = loading(base).base()
+    if own_guidance(base) is None:
+        wanted = replace(wanted, guidance=None)
     found, shown = gallery.begin(base, chosen, prompts, wanted.seeds, settings_of(wanted)), 0.0
     yield fragments.progress(f"{len(chosen) * len(prompts) * len(wanted.seeds)} pictures", None), found
-    for sheet in draw(loading(base).base(), [column.variant for column in chosen], prompts, wanted):
+    for sheet in draw(loaded, [column.variant for column in chosen], prompts, wanted):
         if sheet.finished or monotonic() - shown > REDRAWN:
             shown, found = monotonic(), filled(found, sheet)
             yield reached(found), found

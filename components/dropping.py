@@ -86,15 +86,15 @@ def restored(session: Session, event: gr.EventData) -> Iterator[tuple]:
     yield "", found.session, base, variants, known, shown, base, *drawing.shown(found.drawing)
 
 
+def cleared() -> str:
+    """No line of progress after an error."""
+    return ""
+
+
 def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> Any:
     """Connect the drop; gives the event after whose success the comparison is to be drawn."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     outputs = [tab.progress, session, base, tab.variants, known, tab.prompts, tab.draw.suited, *tab.draw.settings[:-1]]
-    return drop.restore(
-        restored,
-        [session],
-        outputs,
-        api_visibility="private",
-        show_progress="hidden",
-        concurrency_limit=4,
-        concurrency_id="restore",
-    )
+    dropped = drop.restore(restored, [session], outputs, concurrency_limit=4, concurrency_id="restore", **private)
+    dropped.failure(cleared, None, [tab.progress], **private)
+    return dropped

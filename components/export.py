@@ -28,6 +28,8 @@ from lego.formats.opening import inside
 from lego.write import RECIPE, REPORT
 
 PICTURES = "pictures"
+PICTURE_BYTES = 2**30
+"""Finished pictures kept on disk for the pages that show them; the oldest make room."""
 
 
 def folder() -> Path:
@@ -96,7 +98,19 @@ def picture_file(picture: Image.Image) -> Path:
     """A finished picture as a file that the page shows, under the hash of what it holds: nobody finds it who cannot see it."""
     data = sheet.png(picture)
     place = folder() / PICTURES / f"{hashlib.sha256(data).hexdigest()}.png"
+    if place.exists():
+        os.utime(place)  # in use again: others make room first
     return _once(place, lambda path: _write_bytes(path, data))
+
+
+def make_room() -> None:
+    """Remove the oldest pictures until the rest fits."""
+    files = {file: file.stat() for file in (folder() / PICTURES).glob("*.png")}
+    total = sum(found.st_size for found in files.values())
+    for file in sorted(files, key=lambda file: files[file].st_mtime):
+        if total > PICTURE_BYTES:
+            file.unlink(missing_ok=True)
+            total -= files[file].st_size
 
 
 def gallery_files(found: Gallery, picks: Sequence[Pick] | None) -> tuple[Path, Path]:

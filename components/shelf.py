@@ -67,7 +67,7 @@ def entry_of(session: Session, key: object) -> Entry:
 
 
 def named(name: object) -> Entry:
-    """The entry that an endpoint's caller names: a library key, or the name of a built-in adapter.
+    """The entry that an endpoint's caller names: a library key, the name of a built-in adapter, on this machine also a folder.
 
     A key is the hash of what the adapter holds: who knows it has, or made, that adapter.
 
@@ -79,6 +79,8 @@ def named(name: object) -> Entry:
             return entry
     if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12,64}", name):
         return library.entry(name)
+    if isinstance(name, str) and "/" in name and local():
+        return library.add_folder(name)
     raise AdapterError(f"there is no adapter {str(name)[:60]!r}", None, "Ask /adapters for those there are.")
 
 

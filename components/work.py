@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from backends import bases
-from backends.bases import TextBase
+from backends.bases import ImageBase, TextBase
 
 T = TypeVar("T")
 POLL = 0.1
@@ -101,7 +101,7 @@ class Loading:
         """Why loading failed; None while it runs and after success."""
         return self._result.exception() if self._result.done() else None
 
-    def base(self) -> TextBase:
+    def base(self) -> TextBase | ImageBase:
         """The loaded base; waits for it, raises what loading raised."""
         return self._result.result()
 
@@ -115,11 +115,14 @@ _lock = threading.Lock()
 
 
 def loading(base_id: str) -> Loading:
-    """The base's loading, started at the first call; a failed one is started anew."""
+    """The base's loading, started at the first call; a failed one is started anew. Only the latest are remembered."""
     with _lock:
-        known = _loadings.get(base_id)
+        known = _loadings.pop(base_id, None)
         if known is None or known.error is not None:
-            known = _loadings[base_id] = Loading(base_id)
+            known = Loading(base_id)
+        _loadings[base_id] = known
+        for old in [each for each, coming in _loadings.items() if coming.done][: -bases.KEPT]:
+            del _loadings[old]  # what the backend has let go would be held by this alone
         return known
 
 
