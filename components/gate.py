@@ -28,6 +28,7 @@ ANSWER = 32
 NOTHING = fragments.empty(
     "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
 )
+NONE_DRAW = fragments.empty("No trained gates for this base", "Add a folder or files of gates below.")
 IN_PICTURES = "What gates choose while pictures are drawn is not shown here yet; their pictures are, in Compare."
 BESIDE, DIFFERENCE = "beside the first", "as the difference"
 
@@ -116,7 +117,8 @@ def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any
     keys = [found.key for found in reversed(session.gates)]
     if not keys:
         no_file = gr.DownloadButton(interactive=False)
-        return gr.Dropdown([], value=None), NOTHING, gr.Column(visible=False), gr.skip(), no_file
+        empty = NONE_DRAW if kinds.of_base(session.base) == kinds.IMAGE else NOTHING
+        return gr.Dropdown([], value=None), empty, gr.Column(visible=False), gr.skip(), no_file
     mine = gates_of(session, shown if shown in keys else keys[0])
     found, entries = store.entry(mine.key), shelf(session)
     groups = gating.groups_of(session, gating.columns_of(found), entries)

@@ -163,10 +163,11 @@ def _picked(session: Session) -> list[Adapter]:
 
 
 def kinds(session: Session) -> list[str]:
-    """Kinds of module of the picked adapters: those that most of them share first."""
+    """Kinds of module of the picked adapters: those that most of them share first; of a pipeline's, those of most modules."""
     adapters = _picked(session)
     if known := pipeline_kinds(adapters):
-        return sorted(known, key=lambda kind: -sum(any(m in a.modules for m in known[kind]) for a in adapters))
+        shared = {kind: sum(any(m in a.modules for m in own) for a in adapters) for kind, own in known.items()}
+        return sorted(known, key=lambda kind: (-shared[kind], -len(known[kind])))
     count = Counter(kind for adapter in adapters for kind in adapter.kinds)
     return sorted(count, key=lambda kind: -count[kind])
 

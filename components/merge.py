@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 import lego
-from components import controls, export, fragments, making, reports
+from components import controls, export, fragments, kinds, making, reports
 from components.messages import told
 from components.session import Made, Session
 from components.shelf import shelf
@@ -121,7 +121,7 @@ def join(session: Session, made: Made | None) -> tuple[Session, Any]:
     if made is None:
         return session, gr.skip()
     session = session.join(made)
-    return session, gr.Dropdown(_choices(session), value=made.key)
+    return session, gr.Dropdown(_choices(kinds.own(session)), value=made.key)
 
 
 def ended() -> tuple[Any, ...]:
@@ -134,7 +134,8 @@ def _choices(session: Session) -> list[tuple[str, str]]:
 
 
 def refresh(session: Session, shown: str | None) -> tuple[str, Any]:
-    """Say what will be merged, and offer the session's merges."""
+    """Say what will be merged, and offer the session's merges for its kind of base."""
+    session = kinds.own(session)
     entries = shelf(session)
     keys = [made.key for made in reversed(session.merges)]
     value = shown if shown in keys else (keys[0] if keys else None)
@@ -144,6 +145,7 @@ def refresh(session: Session, shown: str | None) -> tuple[str, Any]:
 @told
 def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     """The report of the chosen merge, its chart, and its download."""
+    session = kinds.own(session)
     names = {made.key: made.name for made in session.merges}
     if not names:
         return NOTHING, gr.Radio(visible=False), gr.Plot(visible=False), gr.DownloadButton(interactive=False)
