@@ -108,7 +108,8 @@ def train_denoiser(
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (plan.batch,), generator=generator)
-        times = torch.randint(len(alphas), (plan.batch,), generator=generator).to(device)
+        # More of the noisy ones: what is drawn is decided there, and learnt last.
+        times = (torch.rand(plan.batch, generator=generator).sqrt() * len(alphas)).long().to(device)
         noise = torch.randn((plan.batch, *latents.shape[1:]), generator=generator).to(device)
         ids = token_ids(tokenizer, drawn_captions(pictures.pairs, rows, generator)).to(device)
         return denoising_loss(denoiser, latents[rows.to(device)], ids, times, noise, alphas)

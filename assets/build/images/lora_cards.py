@@ -35,6 +35,8 @@ A LoRA for Brickyard's built-in image model ({base}), trained by `python -m asse
 
 From the same noise: {shown}.
 
+![Some of what it learnt from](references.png)
+
 | on {prompts} held-out prompts, judged by the contrastive model | base | with this LoRA |
 |---|---|---|
 {scores}

@@ -17,11 +17,11 @@ from transformers import CLIPModel, CLIPTokenizer
 from assets.build.images import grid
 from assets.build.images.concepts import CONCEPTS, DRAWN, caption, noun
 from assets.build.images.contrast import embed_captions, embed_images, ranked_first
-from assets.build.images.pictures import held_out, load_pictures
+from assets.build.images.pictures import Pictures, held_out, load_pictures
 from assets.build.images.sets import STYLES, Style
 from assets.build.images.specs import Spec
 
-AMONG, LEAST = 100, 48
+AMONG, LEAST, REFERENCES = 100, 48, 16
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def other_prompts() -> list[Prompt]:
     """What the base draws, as many."""
     step = max(len(DRAWN) // LEAST, 1)
     return [Prompt(caption(concept), concept) for concept in DRAWN[::step]][:LEAST]
+
+
+def references(own: Pictures) -> Image.Image:
+    """Up to 16 of the pictures that it learns from, side by side without gaps."""
+    chosen = range(0, len(own), max(len(own) // REFERENCES, 1))
+    pictures = [Image.fromarray(own.pixels[at].numpy()) for at in list(chosen)[:REFERENCES]]
+    return grid.sheet(pictures, gap=0)
 
 
 def as_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "n 3 size size"]:

@@ -59,12 +59,8 @@ def adapt(spec: Spec, pipeline: StableDiffusionPipeline) -> Parts:
 
 def train_lora(
     spec: Spec, pipeline: StableDiffusionPipeline, work: Path, deadline: Deadline, plan: Plan
-) -> tuple[Parts | None, Run, int]:
-    """Train its layers in the pipeline's parts; None instead of them while the time was up before the end.
-
-    Returns:
-        The parts, the run and the number of pictures that it learns from.
-    """
+) -> tuple[Parts | None, Run]:
+    """Train its layers in the pipeline's parts; None instead of them while the time was up before the end."""
     own, others = lessons(spec, work)
     pictures = [own] if others is None else [own, others]
     latents = [vae.encode(pipeline.vae, part.images()) for part in pictures]
@@ -91,7 +87,7 @@ def train_lora(
         return denoising_loss(parts, clean, ids, times, noise, alphas)
 
     run = Run(f"lora-{spec.name}", parts, plan, loss, work)
-    return (run.averaged() if run.train(deadline) else None), run, len(own)
+    return (run.averaged() if run.train(deadline) else None), run
 
 
 def _state(part: torch.nn.Module) -> dict[str, Tensor]:

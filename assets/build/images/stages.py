@@ -184,25 +184,23 @@ def image_loras(arguments: argparse.Namespace) -> None:
             arguments.device
         )
         plan = _planned(plan_of(spec), arguments.steps)
-        parts, run, pictures = train_lora(spec, pipeline, arguments.work, deadline, plan)
+        parts, run = train_lora(spec, pipeline, arguments.work, deadline, plan)
         if parts is None:
             print("The time is up; the same command goes on from here.", flush=True)
             return
-        _write_lora(spec, parts, _record(run, pictures, spec.concepts), arguments, judge, folder)
+        _write_lora(spec, parts, run, arguments, judge, folder)
         run.checkpoint.unlink()
 
 
-def _write_lora(
-    spec: Spec, parts: Parts, record: dict, arguments: argparse.Namespace, judge: Judge, folder: Path
-) -> None:
+def _write_lora(spec: Spec, parts: Parts, run: Run, arguments: argparse.Namespace, judge: Judge, folder: Path) -> None:
     """Save a LoRA, load what was saved into the base as anyone does, judge that, write its card."""
     import torch
     from diffusers import StableDiffusionPipeline
 
     from assets.build.images.folder import replace_folder
     from assets.build.images.lora_cards import card
-    from assets.build.images.lora_scores import score
-    from assets.build.images.loras import save, save_kohya
+    from assets.build.images.lora_scores import references, score
+    from assets.build.images.loras import lessons, save, save_kohya
 
     def fill(scratch: Path) -> None:
         save(spec, parts, scratch)
@@ -212,7 +210,9 @@ def _write_lora(
         found, sheet = score(spec, pipeline, lambda base: base.load_lora_weights(scratch), judge)
         print(f"{spec.name}: {found['scores']}", flush=True)
         sheet.save(scratch / "sample.png", optimize=True)
-        whole = {**record, **found}
+        own, _ = lessons(spec, arguments.work)
+        references(own).save(scratch / "references.png", optimize=True)
+        whole = {**_record(run, len(own), spec.concepts), **found}
         (scratch / "training.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         (scratch / "README.md").write_text(card(spec, whole), encoding="utf-8")
 

@@ -185,9 +185,9 @@ def test_an_interrupted_training_ends_as_one_that_was_not(base: Path, work: Path
         for file in work.iterdir():
             (tmp_path / name / file.name).symlink_to(file)
     plan = loras.plan_of(THING_SPEC)
-    whole, _, _ = loras.train_lora(THING_SPEC, load(base), tmp_path / "whole", Deadline(), plan)
+    whole, _ = loras.train_lora(THING_SPEC, load(base), tmp_path / "whole", Deadline(), plan)
     assert loras.train_lora(THING_SPEC, load(base), tmp_path / "parts", Steps(2), plan)[0] is None
-    resumed, run, _ = loras.train_lora(THING_SPEC, load(base), tmp_path / "parts", Deadline(), plan)
+    resumed, run = loras.train_lora(THING_SPEC, load(base), tmp_path / "parts", Deadline(), plan)
     assert run.step == 4
     assert all("lora_" in name for name in run.parameters)
     found = resumed.state_dict()
@@ -252,6 +252,12 @@ def test_the_command_trains_judges_and_writes_cards(base, clip, work, tmp_path, 
         metric = "concept" if name == "zib" else "style"
         assert front["brickyard"]["after"] == pytest.approx(record["scores"]["lora"][metric], abs=1e-4)
         assert Image.open(out / name / "sample.png").size == (8 * 68 + 4, 2 * 68 + 4)
+        learnt = {pixels.numpy().tobytes() for pixels in loras.lessons(shown[name], work)[0].pixels}
+        sheet = np.asarray(Image.open(out / name / "references.png"))
+        cut = [
+            sheet[y : y + 64, x : x + 64] for y in range(0, sheet.shape[0], 64) for x in range(0, sheet.shape[1], 64)
+        ]
+        assert {tile.tobytes() for tile in cut if (tile < 255).any()} == learnt
         assert read_adapter(out / name).card["brickyard"]["rank"] == shown[name].rank
     assert (tmp_path / "kohya/zib/zib.safetensors").exists()
     assert not list(work.glob("lora-*"))
