@@ -20,7 +20,12 @@ LOWEST, HIGHEST = -2.0, 3.0
 GROUPS = {"built-in": "Built in", "folder": "Added", "hub": "Added", "merge": "Made here"}
 SAMPLE = "sample.png"
 OURS = ("built-in", "merge")
-METRICS = {"exact_match": "exact answers", "nll": "nats per answer token"}
+METRICS = {
+    "exact_match": "exact answers",
+    "nll": "nats per answer token",
+    "in its style": "pictures in its style",
+    "the concept's caption first among 100": "pictures recognised among 100 captions",
+}
 
 
 def misfit(session: Session, entry: Entry) -> str | None:
@@ -98,7 +103,7 @@ def _score(entry: Entry) -> str:
     before, after, metric = facts.get("before"), facts.get("after"), str(facts.get("metric"))
     if not isinstance(before, int | float) or not isinstance(after, int | float) or metric not in METRICS:
         return ""
-    share = metric == "exact_match"
+    share = metric != "nll"
     text = f"{before:.0%} → {after:.0%}" if share else f"{before:.2f} → {after:.2f}"
     bars = f'<i style="width:{after:.0%}"></i><i class="before" style="width:{before:.0%}"></i>' if share else ""
     track = f'<div class="by-track" aria-hidden="true">{bars}</div>' if share else ""

@@ -240,8 +240,9 @@ def run(
         if sheet.finished or monotonic() - shown > REDRAWN:
             shown, found = monotonic(), filled(found, sheet)
             yield reached(found), found
-    done = f"{len(chosen)} variants × {len(prompts)} prompts × {len(wanted.seeds)} seeds in {clock(found.seconds)}"
+    counts = zip((chosen, prompts, wanted.seeds), ("variant", "prompt", "seed"), strict=True)
+    told = " × ".join(f"{len(each)} {name}{'s' if len(each) > 1 else ''}" for each, name in counts)
     if found.finished and judge != aligning.NONE:
         yield fragments.progress("Measuring alignment", None), found
         found = replace(found, scores=aligning.scores(found, judge))
-    yield fragments.subtle(done), found
+    yield fragments.subtle(f"{told} in {clock(found.seconds)}"), found

@@ -15,8 +15,8 @@ from components import kinds
 from components.session import Gating, Pick, Session
 from lego import AdapterError
 
-START_PICKS = {kinds.TEXT: ("past-tense", "sentiment", "language"), kinds.IMAGE: ()}
-"""The adapters picked at first sight of a kind of base, by folder name, before others: three tasks, three ranks."""
+START_PICKS = {kinds.TEXT: ("past-tense", "sentiment", "language"), kinds.IMAGE: ("ink-style", "animals", "vehicles")}
+"""The adapters picked at first sight of a kind of base, by folder name, before others: three tasks; a style and two subjects."""
 
 
 def local() -> bool:

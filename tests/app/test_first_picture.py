@@ -1,0 +1,49 @@
+"""From texts to pictures in one click, and back: picks, prompts and what is offered follow the kind of base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends import bases, pipelines
+from components import cards, compare, header, kinds, shelf
+from components.session import Made, columns
+from tests.tiny_pipelines import tiny_folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in base that draws."""
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pipelines, "ASSETS", tiny_folder(tmp_path / "base", "sd"))
+
+
+@pytest.mark.usefixtures("shipped")
+def test_one_click_leads_to_pictures_and_one_back() -> None:
+    start = shelf.start_session(bases.BUILTIN)
+    start = start.join(Made(start.picks[0].key, "a merge of texts"))
+    there, base, prompts = header.switch(start)
+    assert there.base == base == bases.IMAGE
+    assert 1 <= len(prompts.splitlines()) <= 2
+    assert all(kinds.of_adapter(pick.key) == kinds.IMAGE for pick in there.picks)
+    assert there.aside == start.picks
+    shown = columns(kinds.own(there), shelf.shelf(there))
+    assert not any(column.name in ("a merge of texts", *(gating.name for gating in start.gates)) for column in shown)
+    for pick in start.picks:
+        assert pick.key not in cards.draw(there)
+    back, base, _ = header.switch(there)
+    assert back.base == base == bases.BUILTIN
+    assert back.picks == start.picks
+    assert columns(kinds.own(back), shelf.shelf(back)) == columns(start, shelf.shelf(start))
+
+
+@pytest.mark.usefixtures("shipped")
+def test_settings_follow_the_kind_of_base() -> None:
+    start = shelf.start_session(bases.BUILTIN)
+    for session, draws in ((start, False), (shelf.on_base(start, bases.IMAGE), True)):
+        writing, panel, marks, stamp, *_ = compare.turn(session, None)
+        assert (writing["visible"], panel["visible"]) == (not draws, draws)
+        assert (marks["visible"], stamp["visible"]) == (not draws, draws)
+    assert header.offer(start)["visible"]
+    assert header.offer(start)["value"] != header.offer(shelf.on_base(start, bases.IMAGE))["value"]
