@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,15 +195,19 @@ def load(folder: Path, info: BaseInfo, commit: str | None) -> ImageBase:
         options: dict[str, Any] = dict.fromkeys(UNUSED & set(index))
         if "requires_safety_checker" in inspect.signature(kind.__init__).parameters:
             options["requires_safety_checker"] = False
-        pipeline = kind.from_pretrained(
-            folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **options
-        )
+        with warnings.catch_warnings():  # newer versions call it dtype, and the oldest supported know no such name
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+            pipeline = kind.from_pretrained(
+                folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **options
+            )
     pipeline.set_progress_bar_config(disable=True)
     models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     for part in models.values():
         part.eval().requires_grad_(False)
     if hasattr(models.get("vae"), "enable_slicing"):
         pipeline.vae.enable_slicing()
+    if "unet" in models:  # convolutions are faster so
+        models["unet"].to(memory_format=torch.channels_last)
     place(pipeline, where, sum(p.nbytes for part in models.values() for p in part.parameters()))
     return ImageBase(
         model=holder(models),

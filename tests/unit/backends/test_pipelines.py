@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from backends import bases, device, library, pipelines
 from backends.bases import IMAGE, BaseError, ImageBase, load_base, module_shapes
 from backends.pipelines import files_of, place, weight_files
+from lego.recipe import Source
 from tests.hub import COMMIT, Hub, hub
 from tests.tiny_pipelines import MAKERS, tiny_folder, write_lora
 
@@ -270,3 +271,29 @@ def test_the_built_in_pipeline_is_listed_where_it_is_there(
     assert isinstance(base, ImageBase)
     assert (base.info.id, base.info.source, base.guidance) == (IMAGE, "built-in", pipelines.GUIDANCE)
     assert module_shapes(IMAGE) == module_shapes(base)
+
+
+def test_built_in_adapters_of_pictures(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As diffusers saves them and as kohya's tools do, each in its folder."""
+    for name, form in (("red", "diffusers"), ("blue", "kohya")):
+        write_lora(tmp_path / "assets" / name, "sd", 1, form)
+    monkeypatch.setattr(library, "IMAGE_ASSETS", tmp_path / "assets")
+    entries = library.builtin("image")
+    assert [(entry.name, entry.source) for entry in entries] == [("blue", "built-in"), ("red", "built-in")]
+    assert not {entry.key for entry in entries} & {entry.key for entry in library.builtin()}
+    shapes = module_shapes(str(saved["sd"]))
+    assert all(library.fits(entry, shapes) is None for entry in entries)
+    recipe = Source(path="blue", sha256=library.get(entries[0].key).sha256)
+    assert library.add_source(recipe, tmp_path) == entries[0]
+
+
+@pytest.mark.parametrize(("name", "form", "written"), [("sd", "peft", "diffusers"), ("flux", "kohya", "diffusers")])
+def test_merges_are_written_in_a_format_that_holds_them(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str, written: str
+) -> None:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    sources = [library.get(library.add_folder(write_lora(tmp_path / str(n), name, n, form)).key) for n in (1, 2)]
+    entry = library.merge(sources, "both", method="svd", rank=2)
+    assert library.get(entry.key).format == written
+    assert (entry.path / "pytorch_lora_weights.safetensors").is_file()
+    assert library.fits(entry, module_shapes(str(saved[name]))) is None
