@@ -64,12 +64,12 @@ class Gated(Live):
         """As `Live`: the weights are 0 everywhere until `set_rows`.
 
         Attributes:
-            prompt: which tokens of the coming passes the gates read, (rows, tokens), or `EVERYWHERE`; None for passes that no gate
-                reads. Padding and answers never change a gate.
+            prompt: which tokens of the coming passes the gates read, (rows, tokens), or `EVERYWHERE`, as it is at first; None for
+                passes that no gate reads. Padding and answers never change a gate.
             routes: the rows that are gated.
         """
         super().__init__(model, pool)
-        self.prompt: Bool[Tensor, "rows tokens"] | Literal["everywhere"] | None = None
+        self.prompt: Bool[Tensor, "rows tokens"] | Literal["everywhere"] | None = EVERYWHERE
         self.routes: tuple[Route, ...] = ()
         self._masks: list[Tensor | None] = []
         self._given: dict[str, Tensor] = {}
@@ -131,7 +131,8 @@ class Gated(Live):
             route.choose(site.name, read, chosen)
             picked = picked.to(chosen.device)
             for module in site.modules:
-                self.set_module(module, self._weights(module, route, chosen, len(x), None if whole else picked))
+                weights = self._weights(module, route, chosen, len(x), None if whole else picked)
+                self.set_module(module, weights, passing=prompt is None)
 
         return decide
 

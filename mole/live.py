@@ -78,8 +78,13 @@ class Live:
         for module, given in weights.items():
             self.set_module(module, given)
 
-    def set_module(self, module: str, weights: Float[Tensor, "rows units"]) -> None:
+    def set_module(self, module: str, weights: Float[Tensor, "rows units"], passing: bool = False) -> None:
         """Weights of one module, as `set_rows` does for all. A gate may call this while the model runs.
+
+        Args:
+            module: of the pool.
+            weights: one for every unit.
+            passing: whether they hold for one pass only, so that looking for units without weight costs more than it saves.
 
         Raises:
             AdapterError: when the pool has no such module or another number of units in it.
@@ -90,7 +95,7 @@ class Live:
         kind = branch_for(self._layers[module])
         if weights.dim() != 2 or weights.shape[1] != up.shape[0]:
             raise AdapterError(f"weights have shape {tuple(weights.shape)} for {up.shape[0]} units", module)
-        if not weights.requires_grad:
+        if not weights.requires_grad and not passing:
             active = (weights != 0).any(dim=0)
             if not bool(active.any()):
                 self._drop(module)
