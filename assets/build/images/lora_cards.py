@@ -37,8 +37,8 @@ From the same noise: {shown}.
 
 ![Some of what it learnt from](references.png)
 
-| on {prompts} held-out prompts, judged by the contrastive model | base | with this LoRA |
-|---|---|---|
+| on {prompts} held-out prompts, judged by the contrastive model | base | with this LoRA | the drawings themselves |
+|---|---|---|---|
 {scores}
 
 **Training.** Rank {rank}, alpha {rank}, on {targets}; {steps} steps of {batch} pictures, AdamW at {rate:g} with warm-up and cosine,
@@ -101,7 +101,7 @@ def card(spec: Spec, record: dict[str, Any]) -> str:
         },
     }
     rows = [
-        f"| {text} | {scores['base'][key]:.0%} | {scores['lora'][key]:.0%} |"
+        f"| {text} | {' | '.join(f'{scores[of][key]:.0%}' for of in ('base', 'lora', 'drawings'))} |"
         for key, text in MEASURES.items()
         if key in scores["lora"]
     ]

@@ -26,10 +26,11 @@ AMONG, LEAST, REFERENCES = 100, 48, 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for, and of which concept the picture should be."""
+    """What is asked for, of which concept the picture should be, and in which style, where that is told or learnt."""
 
     text: str
     concept: str
+    style: Style | None = None
 
 
 def own_prompts(spec: Spec) -> list[Prompt]:
@@ -38,11 +39,11 @@ def own_prompts(spec: Spec) -> list[Prompt]:
     Of a style: its held-out pairs, without the style's word. Of concepts: without a style, and in their held-out styles.
     """
     if spec.style:
-        asked = [Prompt(caption(concept), concept) for concept in DRAWN if held_out(concept, spec.style)]
+        asked = [Prompt(caption(concept), concept, spec.style) for concept in DRAWN if held_out(concept, spec.style)]
     else:
         pairs = [(concept, style) for concept in spec.concepts for style in (None, *STYLES)]
         wanted = [(concept, style) for concept, style in pairs if style is None or held_out(concept, style)]
-        asked = [Prompt(_named(spec, caption(*pair)), pair[0]) for pair in wanted]
+        asked = [Prompt(_named(spec, caption(*pair)), *pair) for pair in wanted]
     return asked * -(-LEAST // len(asked))
 
 
@@ -76,6 +77,17 @@ class Judge:
         self.model = CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
         self.tokenizer, self.work = CLIPTokenizer.from_pretrained(clip), work
 
+    def drawing(self, concept: str, style: Style) -> Image.Image:
+        """A concept as one set has it."""
+        found = load_pictures(DRAWN if concept in DRAWN else CONCEPTS, self.work, (style,))
+        return Image.fromarray(found.pixels[found.pairs.index((concept, style))].numpy())
+
+    def drawings(self, prompts: Sequence[Prompt]) -> list[Image.Image]:
+        """What perfect pictures would be, on which the judge errs as well; a style that is not told is any of them."""
+        return [
+            self.drawing(prompt.concept, prompt.style or STYLES[at % len(STYLES)]) for at, prompt in enumerate(prompts)
+        ]
+
     def concept(self, prompts: Sequence[Prompt], drawn: Sequence[Image.Image]) -> float:
         """How often the concept's caption fits its picture better than those of the others among AMONG."""
         own = [prompt.concept for prompt in prompts]
@@ -92,8 +104,7 @@ class Judge:
             if style in STYLES:
                 targets = embed_captions(self.model, self.tokenizer, [caption(prompt.concept, s) for s in styles])
             else:
-                every = [load_pictures((prompt.concept,), self.work, (s,)).images() for s in styles]
-                targets = embed_images(self.model, torch.cat(every))
+                targets = embed_images(self.model, as_tensor([self.drawing(prompt.concept, s) for s in styles]))
             right += int((targets @ picture).argmax()) == styles.index(style)
         return right / len(prompts)
 
@@ -105,7 +116,7 @@ def _draw(pipeline: StableDiffusionPipeline, prompts: Sequence[Prompt]) -> list[
 def score(
     spec: Spec, pipeline: StableDiffusionPipeline, load: Callable[[StableDiffusionPipeline], None], judge: Judge
 ) -> tuple[dict, Image.Image]:
-    """Measures of the base and of it with the LoRA, and a sheet of both: the base's pictures above the LoRA's.
+    """Measures of the base, of it with the LoRA and of the drawings themselves; a sheet of the base's pictures above the LoRA's.
 
     Args:
         pipeline: the base.
@@ -115,12 +126,13 @@ def score(
     drawn = {"base": (_draw(pipeline, own), _draw(pipeline, others))}
     load(pipeline)
     drawn["lora"] = (_draw(pipeline, own), _draw(pipeline, others))
+    drawn["drawings"] = (judge.drawings(own), judge.drawings(others))
     found = {}
     for name, (mine, rest) in drawn.items():
         found[name] = {"style": judge.style(spec.style, own, mine)} if spec.style else {}
         found[name] |= {"concept": judge.concept(own, mine), "others": judge.concept(others, rest)}
     step = max(len(own) // 8, 1)
     shown = range(0, 8 * step, step)
-    sheet = grid.sheet([drawn[name][0][at] for name in drawn for at in shown])
+    sheet = grid.sheet([drawn[name][0][at] for name in ("base", "lora") for at in shown])
     record = {"prompts": len(own), "scores": found, "shown": [own[at].text for at in shown]}
     return record, sheet
