@@ -106,7 +106,7 @@ def test_two_loras_are_merged_and_their_pictures_compared(opened: Opened, tiny: 
     choose(page, tiny)
     tab(page, "Map")
     page.get_by_role("combobox", name="Kind of module").click()
-    page.get_by_role("option", name="conv1 4 → 4", exact=True).click()
+    page.get_by_role("option", name="conv1 36 → 4", exact=True).click()
     expect(page.locator("#clusters .xtick").first).to_have_text("down 0.0")
     tab(page, "Merge")
     page.get_by_label("Name", exact=True).fill("my merge")
