@@ -73,13 +73,13 @@ def offer(session: Session) -> Any:
 
 
 @told
-def switch(session: Session) -> tuple[Session, str, str]:
-    """The other built-in base with adapters picked, merged as on the first page, and prompts that fit; the base's id; the prompts."""
+def switch(session: Session) -> tuple[Any, ...]:
+    """The other built-in base with adapters picked and merged as on the first page; its id, prompts that fit, the usual variants."""
     base = bases.BUILTIN if kinds.of_base(session.base) == kinds.IMAGE else bases.IMAGE
     session = on_base(session, base)
     if len(session.picks) > 1 and not kinds.own(session).merges:
         session = session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
-    return session, base, examples.first(session)
+    return session, base, examples.first(session), *compare.refresh(session, [], None)
 
 
 def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:

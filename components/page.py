@@ -39,9 +39,8 @@ def build() -> gr.Blocks:
         merge.wire(merge_tab, session)
         gate.wire(gate_tab, session, gate_page.select)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
-        switched = top.other.click(
-            header.switch, [session], [session, library_tab.base, compare_tab.prompts], **SESSION
-        )
+        ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known]
+        switched = top.other.click(header.switch, [session], ready, **SESSION)
         restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
         asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
         asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]

@@ -23,7 +23,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_click_leads_to_pictures_and_one_back() -> None:
     start = shelf.start_session(bases.BUILTIN)
     start = start.join(Made(start.picks[0].key, "a merge of texts"))
-    there, base, prompts = header.switch(start)
+    there, base, prompts, variants, known = header.switch(start)
     assert there.base == base == bases.IMAGE
     assert 1 <= len(prompts.splitlines()) <= 2
     assert all(kinds.of_adapter(pick.key) == kinds.IMAGE for pick in there.picks)
@@ -32,7 +32,8 @@ def test_one_click_leads_to_pictures_and_one_back() -> None:
     assert not any(column.name in ("a merge of texts", *(gating.name for gating in start.gates)) for column in shown)
     for pick in start.picks:
         assert pick.key not in cards.draw(there)
-    back, base, _ = header.switch(there)
+    assert variants.value == [each for each in known if each != "average"]
+    back, base, *_ = header.switch(there)
     assert back.base == base == bases.BUILTIN
     assert back.picks == start.picks
     assert columns(kinds.own(back), shelf.shelf(back)) == columns(start, shelf.shelf(start))
