@@ -38,7 +38,7 @@ class Spec:
     word: str = ""
     targets: tuple[str, ...] = ATTENTION
     text: tuple[str, ...] = ()
-    rate: float = 1e-3
+    rate: float = 3e-3
     batch: int = 24
     kohya: bool = False
 
@@ -52,10 +52,10 @@ EVERYTHING = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS)
 SPECS = {
     spec.name: spec
     for spec in (
-        Spec("ink-style", "Ink style", 8, 1009, 150, STYLE["ink"], kohya=True),
-        Spec("flat-style", "Flat style", 4, 1013, 150, STYLE["flat"]),
-        Spec("glossy-style", "Glossy style", 8, 1019, 150, STYLE["glossy"]),
-        Spec("blob-style", "Blob style", 16, 1021, 150, STYLE["blob"], text=TEXT),
+        Spec("ink-style", "Ink style", 8, 1009, 300, STYLE["ink"], kohya=True),
+        Spec("flat-style", "Flat style", 4, 1013, 300, STYLE["flat"]),
+        Spec("glossy-style", "Glossy style", 8, 1019, 300, STYLE["glossy"]),
+        Spec("blob-style", "Blob style", 16, 1021, 300, STYLE["blob"], text=TEXT),
         Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
         Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=new("vehicle", 3), targets=EVERYTHING, kohya=True),
         Spec("animals", "New animals", 16, 1039, 500, concepts=new("animal", 8), targets=EVERYTHING),
