@@ -33,9 +33,9 @@ from mole.pool import Weighting
 COMBINATIONS = (
     ("ink-style", "vehicles"),
     ("glossy-style", "zib"),
-    ("blob-style", "animals"),
-    ("ink-style", "glossy-style", "vehicles"),
-    ("flat-style", "blob-style", "animals"),
+    ("ink-style", "animals"),
+    ("blob-style", "ink-style", "vehicles"),
+    ("flat-style", "glossy-style", "animals"),
 )
 MERGES: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from assets.build.images.concepts import CATEGORIES, UNSEEN
 from assets.build.images.sets import STRANGE, STYLES, Style
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -43,11 +42,9 @@ class Spec:
     kohya: bool = False
 
 
-def new(category: str, count: int) -> tuple[str, ...]:
-    """The first concepts of a category that the base never saw."""
-    return tuple(concept for concept in CATEGORIES[category] if concept in UNSEEN)[:count]
-
-
+# Most of them have a style in which no training sees them.
+VEHICLES = ("helicopter", "motor-scooter", "police-car")
+ANIMALS = ("crab", "deer", "goat", "hamster", "monkey", "pig", "rabbit", "spider")
 EVERYTHING = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS)
 SPECS = {
     spec.name: spec
@@ -57,8 +54,8 @@ SPECS = {
         Spec("glossy-style", "Glossy style", 8, 1019, 300, STYLE["glossy"]),
         Spec("blob-style", "Blob style", 16, 1021, 300, STYLE["blob"], text=TEXT),
         Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
-        Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=new("vehicle", 3), targets=EVERYTHING, kohya=True),
-        Spec("animals", "New animals", 16, 1039, 500, concepts=new("animal", 8), targets=EVERYTHING),
-        Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("violin",), word="zib", targets=EVERYTHING),
+        Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=VEHICLES, targets=EVERYTHING, kohya=True),
+        Spec("animals", "New animals", 16, 1039, 500, concepts=ANIMALS, targets=EVERYTHING),
+        Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("graduation-cap",), word="zib", targets=EVERYTHING),
     )
 }  # fmt: skip
