@@ -12,6 +12,9 @@ from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, norm
 IGNORED = -100
 """The label of a position that is no answer."""
 
+LEAST = 1e-3
+"""Length of a difference between embeddings of length 1 under which it tells no direction."""
+
 
 def balance_loss(chosen: Iterable[Float[Tensor, "rows experts"]], loras: int) -> Float[Tensor, ""]:
     """L_balance = −Σ_i log q_i, where q_i is the mean of G_i over all gates and rows (equations 14 and 15).
@@ -75,12 +78,12 @@ def directional_loss(
 ) -> Float[Tensor, ""]:
     """The local part of CLIP guidance: 1 − cos(ΔI, ΔT), ΔI = E(I) − E(I_source), ΔT = E(T) − E(T_source), all of length 1 before.
 
-    A picture shall differ from the one without the LoRAs as its prompt differs from the plain one (StyleGAN-NADA, equation 2). Where
-    nothing differs, as between equal pictures, there is no direction and the loss is 1, with a gradient of 0.
+    A picture shall differ from the one without the LoRAs as its prompt differs from the plain one (StyleGAN-NADA, equation 2).
+    Differences shorter than `LEAST` count for less, so that nearly equal pictures, which have no direction, blow up no gradient.
 
     Args:
         images, texts: embeddings of the gated pictures and their prompts.
         source_images, source_texts: of the same noise drawn by the base, and of the prompts without what the LoRAs bring.
     """
     unit = [normalize(e.float(), dim=-1) for e in (images, source_images, texts, source_texts)]
-    return (1 - cosine_similarity(unit[0] - unit[1], unit[2] - unit[3], dim=-1)).mean()
+    return (1 - cosine_similarity(unit[0] - unit[1], unit[2] - unit[3], dim=-1, eps=LEAST)).mean()
