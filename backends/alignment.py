@@ -86,6 +86,19 @@ class Alignment:
                 found.append(self.model.get_image_features(pixel_values=pixels).pooler_output.float().cpu())
         return F.normalize(torch.cat(found), dim=-1)
 
+    def pixels(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
+        """Unit vectors of square pictures with values from −1 to 1, on the model's device; gradients reach the pixels."""
+        side = self.model.config.vision_config.image_size
+        wanted = F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True) / 2 + 0.5
+        mean, spread = (wanted.new_tensor(value)[:, None, None] for value in self.normalisation)
+        features = self.model.get_image_features(pixel_values=((wanted - mean) / spread).to(self.model.dtype))
+        return F.normalize(features.pooler_output.float(), dim=-1)
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and spread of the colours, as the processor takes them off."""
+        return self.processor.image_mean, self.processor.image_std
+
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit vectors of captions, cut to what the model reads, on the CPU.

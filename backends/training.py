@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from backends import gates as store
 from backends import library
-from backends.bases import TextBase
+from backends.base import Base
 from backends.gates import GateEntry, base_of, experts_of
+from backends.language import TextBase
+from backends.pipelines import ImageBase
 from backends.variants import Variant, pool_of
 from lego.errors import AdapterError
 from lego.recipe import Source
@@ -45,7 +47,7 @@ class Samples(Protocol):
     data: Sequence[Rows]
 
     def batch(self, chosen: Sequence[Any], draw: str) -> Batch:
-        """Samples as tensors; what is random about them depends on ``draw`` alone."""
+        """Samples as tensors, made under the base's lock; what is random about them depends on ``draw`` alone."""
 
     def loss(self, out: Any, targets: Tensor) -> Tensor:
         """L_D from the model's output, a mean over samples."""
@@ -57,21 +59,30 @@ class Samples(Protocol):
         """One small pass of the model, so that it is seen where its modules run."""
 
 
-def samples_of(base: TextBase, recipe: GateRecipe, folder: Path) -> Samples:
+def samples_of(base: Base, recipe: GateRecipe, folder: Path) -> Samples:
     """A recipe's samples for a base.
 
     Raises:
         AdapterError: when they are missing, malformed, or not what such a base learns from.
     """
-    from backends.training_text import TextSamples
+    if isinstance(base, TextBase):
+        from backends.training_text import TextSamples
 
-    return TextSamples(base, recipe, folder)
+        return TextSamples(base, recipe, folder)
+    assert isinstance(base, ImageBase)
+    if recipe.guidance:
+        from backends.training_guided import GuidedSamples
+
+        return GuidedSamples(base, recipe, folder)
+    from backends.training_image import ImageSamples
+
+    return ImageSamples(base, recipe, folder)
 
 
 class Training:
     """One training of gates, from its recipe to the library."""
 
-    def __init__(self, base: TextBase, keys: Sequence[str], recipe: GateRecipe, folder: Path | None = None) -> None:
+    def __init__(self, base: Base, keys: Sequence[str], recipe: GateRecipe, folder: Path | None = None) -> None:
         """Ready to run; nothing has been computed yet.
 
         Args:
@@ -110,7 +121,8 @@ class Training:
 
     def expected_seconds(self) -> float:
         """How long the training will take, from a forward pass over samples of middling size."""
-        batch = self.samples.batch(self.samples.middling(), "")
+        with self.base.lock:
+            batch = self.samples.batch(self.samples.middling(), "")
         times = []
         for _ in range(3):
             with self.base.lock, torch.no_grad():

@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("live", "merging", "maps", "interference", "tasks", "gating", "gates", "routers")
+PARTS = (
+    "live",
+    "live_image",
+    "images",
+    "merging",
+    "maps",
+    "interference",
+    "tasks",
+    "gating",
+    "gates",
+    "routers",
+    "alignment",
+)
 
 if __name__ == "__main__":
     # Each part in its own process, so that none inherits another's threads, caches or memory.

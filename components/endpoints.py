@@ -12,7 +12,7 @@ from backends import bases, library
 from backends.bases import TextBase
 from backends.library import Entry
 from backends.text import generate
-from components import compare, comparison, export, gate_endpoints, making, maps
+from components import compare, comparison, export, gate_endpoints, kinds, making, maps
 from components.messages import told
 from components.session import Column, Weighting
 from components.shelf import builtin, checked_base, local, named
@@ -26,7 +26,7 @@ MOST_ADAPTERS = 16
 @told
 def adapters() -> list[dict]:
     """The built-in adapters: key, name, title, task, ranks, alpha, targets, size in bytes, base model and card of each."""
-    return [_described(entry) for entry in builtin()]
+    return [_described(entry) for kind in (kinds.TEXT, kinds.IMAGE) for entry in builtin(kind)]
 
 
 def _described(entry: Entry) -> dict[str, Any]:

@@ -20,6 +20,8 @@ SESSION = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"}
 def build() -> gr.Blocks:
     """The page, ready to launch."""
     with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
+        endpoints.register()  # first: a name is given once, and a private event takes its function's
+        draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
         top, drop = header.create(), dropping.create()
         with gr.Tabs(selected="map") as tabs:
@@ -49,8 +51,6 @@ def build() -> gr.Blocks:
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
-        endpoints.register()
-        draw_endpoint.register()
     return page
 
 

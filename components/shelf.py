@@ -39,15 +39,16 @@ def checked_base(name: object) -> str:
     return wanted
 
 
-@lru_cache(maxsize=1)
-def builtin() -> tuple[Entry, ...]:
-    """The adapters that ship with the app."""
-    return tuple(library.builtin())
+@lru_cache(maxsize=2)
+def builtin(kind: str = kinds.TEXT) -> tuple[Entry, ...]:
+    """The adapters that ship with the app for one kind of base; those for pictures are opened only where they are wanted."""
+    return tuple(library.builtin(kind))
 
 
 def shelf(session: Session) -> dict[str, Entry]:
     """The entries that this session may use, by key."""
-    found = {entry.key: entry for entry in builtin()}
+    image = kinds.of_base(session.base) == kinds.IMAGE
+    found = {entry.key: entry for entry in (*builtin(), *(builtin(kinds.IMAGE) if image else ()))}
     mixed = (key for gating in session.gates for key in gating.experts)
     for key in (*session.added, *(made.key for made in session.merges), *mixed):
         found.setdefault(key, library.entry(key))
@@ -74,9 +75,9 @@ def named(name: object) -> Entry:
     Raises:
         AdapterError: when there is none.
     """
-    for entry in builtin():
-        if name in (entry.key, entry.name):
-            return entry
+    for kind in (kinds.TEXT, kinds.IMAGE):
+        if found := next((entry for entry in builtin(kind) if name in (entry.key, entry.name)), None):
+            return found
     if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12,64}", name):
         return library.entry(name)
     if isinstance(name, str) and "/" in name and local():
@@ -93,7 +94,7 @@ def start_session(base: str) -> Session:
 
 def start_picks(kind: str) -> tuple[Pick, ...]:
     """Three built-in adapters for bases of this kind."""
-    by_name = {entry.name: entry.key for entry in builtin() if kinds.suits(entry.key, kind)}
+    by_name = {entry.name: entry.key for entry in builtin(kind)}
     keys = [by_name[name] for name in START_PICKS[kind] if name in by_name]
     keys += [key for key in by_name.values() if key not in keys]
     return tuple(Pick(key, 1.0, slot) for slot, key in enumerate(keys[:3]))

@@ -84,8 +84,9 @@ class ModuleSpec:
 
 
 def module_kind(module: str) -> str:
-    """The last part of a module's name: ``model.layers.3.self_attn.q_proj`` → ``q_proj``."""
-    return module.rsplit(".", 1)[-1]
+    """The last part of a module's name, a number with the one before: ``layers.3.q_proj`` → ``q_proj``, ``to_out.0`` as it is."""
+    *before, last = module.rsplit(".", 2)
+    return f"{before[-1]}.{last}" if before and last.isdigit() else last
 
 
 def module_layer(module: str) -> int:

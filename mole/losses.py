@@ -86,4 +86,6 @@ def directional_loss(
         source_images, source_texts: of the same noise drawn by the base, and of the prompts without what the LoRAs bring.
     """
     unit = [normalize(e.float(), dim=-1) for e in (images, source_images, texts, source_texts)]
-    return (1 - cosine_similarity(unit[0] - unit[1], unit[2] - unit[3], dim=-1, eps=LEAST)).mean()
+    seen, meant = unit[0] - unit[1], unit[2] - unit[3]
+    lengths = [torch.linalg.vector_norm(way, dim=-1).clamp_min(LEAST) for way in (seen, meant)]
+    return (1 - (seen * meant).sum(dim=-1) / (lengths[0] * lengths[1])).mean()

@@ -98,7 +98,7 @@ def assemble(
                 down.shape[0],
                 math.prod(down.shape[1:]),
                 up.shape[0],
-                "embedding_" in down.key,
+                "lora_embedding_" in down.key,
             )
             spec = ModuleSpec(
                 rank, d_in, d_out, scale(module, rank), dtypes[0], bias is not None, down.shape[2:], embedding

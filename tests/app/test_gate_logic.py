@@ -66,7 +66,7 @@ def file(tmp_path: Path) -> Path:
 def values(file: Path | None = None, tasks: tuple[str, ...] = (), **changed: Any) -> list[Any]:
     """What the section's components hold: their defaults, but for what is changed."""
     with gr.Blocks():
-        _, _, shares, _, file_share, fields, *_ = training.create_settings()
+        _, _, _, shares, _, file_share, fields, *_ = training.create_settings()
     names = (*training.GATES, *training.TRAINING, *training.SELDOM)
     given = [changed.get(name, field.value) for name, field in zip(names, fields, strict=True)]
     assert set(changed) <= set(names)
@@ -267,7 +267,7 @@ def test_a_folders_recipe_finds_its_loras(session: Session, mine: Gating) -> Non
 
 def test_gates_of_another_base_say_so_when_added(session: Session, mine: Gating, base: TextBase) -> None:
     base.fingerprint = "b" * 64
-    elsewhere = Session("other", session.picks, session.added)
+    elsewhere = Session("other", session.picks, added=session.added)
     _, made = adding.admit(elsewhere, (mine.key, ()))
     assert made.base == "tiny"
     states = gate.look(session.gate(mine), True, None, mine.key, "a", "", gate.BESIDE, [])

@@ -108,12 +108,7 @@ def test_sums_are_those_of_diffusers(bases: dict[str, ImageBase], tmp_path: Path
         assert (pictures - found[0]).abs().mean() > 0.02, "the LoRA must be seen, or the test shows nothing"
 
 
-EMBEDDING = pytest.mark.xfail(strict=True, reason="time_embedding in kohya's keys is taken for an embedding")
-
-
-@pytest.mark.parametrize(
-    ("name", "form"), [pytest.param("sd", "kohya", marks=EMBEDDING), ("sdxl", "peft"), ("flux", "peft")]
-)
+@pytest.mark.parametrize(("name", "form"), [("sd", "kohya"), ("sdxl", "peft"), ("flux", "peft")])
 def test_merges_are_those_that_diffusers_fuses(
     bases: dict[str, ImageBase], tmp_path: Path, name: str, form: str
 ) -> None:

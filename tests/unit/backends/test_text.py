@@ -268,7 +268,7 @@ def test_hooks_are_in_effect_during_the_forward_pass_only(
     base: TextBase, variants: list[Variant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = []
-    monkeypatch.setattr(Live, "_note_tokens", lambda self, *args: inside.append(hooks(base)))
+    monkeypatch.setattr(Live, "_note_pass", lambda self, *args: inside.append(hooks(base)))
     outside = [hooks(base) for _ in generate(base, variants, PROMPTS, GREEDY)]
     assert set(outside) == {0}
     assert min(inside) > 0
