@@ -12,7 +12,7 @@ app: $(VENV)/app.done
 	$(BIN)/python app.py
 
 test: $(VENV)/dev.done check chromium base
-	$(BIN)/python -m pytest tests/unit tests/oracle tests/fuzz tests/app tests/browser --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/oracle tests/fuzz tests/app tests/browser --durations=10
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,11 @@ def test_points_are_scored_once(sources: list[Path], tmp_path: Path) -> None:
 def test_a_sweep_that_was_stopped_goes_on(sources: list[Path], tmp_path: Path, how: signal.Signals) -> None:
     path, out = write(tmp_path, seed="0..299"), tmp_path / "out"
     command = [sys.executable, "-m", "lego", "sweep", str(path), "-o", str(out)]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A job in the background ignores the interrupt, and so would what it starts.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     try:
         started = time.monotonic()
         while len(inodes(out)) < 5 and running.poll() is None and time.monotonic() < started + 60:
