@@ -12,7 +12,8 @@ app: $(VENV)/app.done
 	$(BIN)/python app.py
 
 test: $(VENV)/dev.done check chromium base
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/oracle tests/fuzz tests/app tests/browser --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/oracle tests/fuzz tests/app --durations=10
+	$(BIN)/python -m pytest tests/browser --durations=5
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .
