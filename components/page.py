@@ -7,7 +7,21 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, draw_endpoint, dropping, endpoints, examples, gate, header, library, map, merge, scoring
+from components import (
+    compare,
+    draw_endpoint,
+    dropping,
+    endpoints,
+    examples,
+    gate,
+    glossary,
+    header,
+    hints,
+    library,
+    map,
+    merge,
+    scoring,
+)
 from components.session import Session
 from components.shelf import start_session
 
@@ -23,19 +37,26 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top, drop = header.create(), dropping.create()
+        top = header.create()
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
+                glossary.lead("library")
                 library_tab = library.create()
             with gr.Tab("Map", id="map"):
+                glossary.lead("map")
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
+                glossary.lead("merge")
                 merge_tab = merge.create()
             with gr.Tab("Gate", id="gate") as gate_page:
+                glossary.lead("gate")
                 gate_tab = gate.create()
             with gr.Tab("Compare", id="compare"):
+                glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
+        drop = dropping.create()
+        hints.create(), glossary.create()
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
