@@ -21,6 +21,7 @@ import torch
 from backends import opener
 from backends.builtin import home
 from backends.fitting import Shapes, held_by_kohya, misfit, of_pipeline, pipeline_names
+from backends.hub import Progress
 from lego import Adapter, AdapterError, merge_into, read_adapter, write_adapter
 from lego.formats import peft
 from lego.preflight import Preflight
@@ -100,13 +101,20 @@ def add_folder(path: str | Path) -> Entry:
     return _keep(of_pipeline(read_adapter(Path(path).expanduser().resolve())), "folder")
 
 
-def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = None) -> Entry:
+def add_hub(
+    repo_id: str,
+    revision: str | None = None,
+    shapes: Shapes | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Entry:
     """Add an adapter from the hub; what cannot be used is refused before its weights are downloaded.
 
     Args:
         repo_id: owner/name, or the address of its page.
         revision: branch, tag or commit.
         shapes: of a base's modules; then an adapter that does not fit is refused as well.
+        token, progress: as `opener.fetch` takes them.
 
     Raises:
         AdapterError: when it does not exist, may not be read, is not a usable LoRA, or the hub cannot be reached.
@@ -115,7 +123,7 @@ def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = N
     def refuse(found: Preflight) -> str | None:
         return None if shapes is None else misfit(pipeline_names(found.format, found.modules), shapes)
 
-    adapter = of_pipeline(opener.fetch(repo_id, revision, refuse))
+    adapter = of_pipeline(opener.fetch(repo_id, revision, refuse, token, progress))
     return _keep(adapter, "hub", origin=adapter.origin)
 
 
