@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on loopback: repositories as folders, the few endpoints that the client asks for, and a log.
 
-It also misbehaves when told to (`Hub.faults`), keeps repositories for some accounts only (`Hub.readers`), lists adapters of a base, and
-takes uploads (`tests.hub_uploads`).
+It also misbehaves when told to (`Hub.faults`), keeps repositories for some accounts only (`Hub.readers`), lists adapters of a base,
+and takes uploads.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         found = None if self.command == "HEAD" else self.hub.fault(path)
         if found is None:
             return False
-        time.sleep(found.wait)
+        threading.Event().wait(found.wait)  # tests take the client's sleeping away
         self.cut = found.cut
         if found.status:
             self.refuse(found.status, "")
