@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401  (before torch touches CUDA)
 
-from components import page, start, theme  # noqa: E402
+from components import page, start, theme, uploads  # noqa: E402
 
 app = page.build()
 gc.enable()
@@ -25,7 +25,7 @@ def main() -> None:
         theme=theme.theme(),
         css=theme.css(),
         allowed_paths=start.allowed_paths(),
-        max_file_size="200mb",
+        max_file_size=uploads.FILE_BYTES,
         footer_links=["api", "gradio", "settings"],
         ssr_mode=False,
     )

@@ -123,6 +123,15 @@ def entry(key: str) -> GateEntry:
     return found
 
 
+def forget(place: Path) -> None:
+    """Drop gates whose files lie in a folder."""
+    with _lock:
+        for key in [key for key, found in _entries.items() if found.path.is_relative_to(place)]:
+            del _entries[key]
+            for kept in [kept for kept in _loaded if kept[0] == key]:
+                del _loaded[kept]
+
+
 def loaded(base: TextBase, key: str) -> Gates:
     """Gates ready to run beside a base; the latest are kept.
 

@@ -205,6 +205,7 @@ def make_room(root: Path, latest: Path) -> None:
     for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
         if total > MERGE_BYTES and path != latest:
             shutil.rmtree(path, ignore_errors=True)
+            forget(path)
             total -= sizes[path]
 
 
@@ -229,6 +230,15 @@ def get(key: str) -> Adapter:
             _kept.pop(key, None)
         raise AdapterError("has changed or gone since it was added", kept.entry.path, "Add it again.")
     return kept.adapter
+
+
+def forget(place: Path) -> list[str]:
+    """Drop the entries whose files lie in a folder; gives their keys."""
+    with _lock:
+        keys = [key for key, kept in _kept.items() if kept.entry.path.is_relative_to(place)]
+        for key in keys:
+            del _kept[key]
+    return keys
 
 
 def fits(entry: Entry, shapes: Shapes) -> str | None:

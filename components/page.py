@@ -7,7 +7,21 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, draw_endpoint, dropping, endpoints, examples, gate, header, library, map, merge, scoring
+from components import (
+    account,
+    compare,
+    draw_endpoint,
+    dropping,
+    endpoints,
+    examples,
+    gate,
+    header,
+    leaving,
+    library,
+    map,
+    merge,
+    scoring,
+)
 from components.session import Session
 from components.shelf import start_session
 
@@ -23,7 +37,7 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top, drop = header.create(), dropping.create()
+        top, drop, token = header.create(), dropping.create(), account.create(page)
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
                 library_tab = library.create()
@@ -36,7 +50,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.create()
                 score_box = scoring.create()
-        based = library.wire(library_tab, session)
+        based = library.wire(library_tab, session, token)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
         gate.wire(gate_tab, session, gate_page.select)
@@ -51,6 +65,7 @@ def build() -> gr.Blocks:
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
+        leaving.wire(page)
     return page
 
 

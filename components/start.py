@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from backends import bases
-from components import export, kinds, making, map, maps
+from components import export, kinds, leaving, making, map, maps
 from components.shelf import start_picks, start_session
 from components.work import Loading, in_thread, loading
 
 
 def warm_up() -> None:
     """Start loading the base, make the first merge, draw the first map; all in threads."""
+    leaving.sweep()
     base = bases.catalogue()[0].id
     first = loading(base)
     in_thread(lambda: _first_page(base), "first page")
