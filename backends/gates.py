@@ -123,6 +123,12 @@ def entry(key: str) -> GateEntry:
     return found
 
 
+def adopt(found: GateEntry) -> None:
+    """Know gates that another process of this machine has added."""
+    with _lock:
+        _entries.setdefault(found.key, found)
+
+
 def forget(place: Path) -> None:
     """Drop gates whose files lie in a folder."""
     with _lock:

@@ -232,6 +232,15 @@ def get(key: str) -> Adapter:
     return kept.adapter
 
 
+def adopt(found: Entry) -> None:
+    """Know an entry that another process of this machine has added."""
+    with _lock:
+        known = found.key in _kept
+    if not known:
+        read = read_adapter(found.path)
+        _keep(read if found.source == "merge" else of_pipeline(read), found.source, found.title, found.origin)
+
+
 def forget(place: Path) -> list[str]:
     """Drop the entries whose files lie in a folder; gives their keys."""
     with _lock:

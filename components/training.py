@@ -10,9 +10,11 @@ from typing import Any
 
 import gradio as gr
 
+from backends import device
 from backends import gates as store
 from backends.rows import tasks
 from backends.training import Training
+from backends.training_lent import LentTraining, begin
 from components import controls, examples, figures, fragments, gating, kinds, making, uploads
 from components.compare import awaited
 from components.messages import told
@@ -173,6 +175,8 @@ def estimate(session: Session, *values: Any) -> Iterator[str]:
     """What the training would cost; what stands in its way is said here too, quietly."""
     if kinds.of_base(session.base) == kinds.IMAGE:
         return
+    if device.lends():  # measuring would take a GPU each time
+        return
     try:
         recipe, keys = read(session, values), tuple(pick.key for pick in session.picks)
         coming = loading(session.base)
@@ -203,7 +207,7 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
         for _ in coming.watch():
             yield awaited(coming), gr.skip(), gr.skip(), gr.skip(), None, *busy
         yield fragments.progress("Reading the rows", None), gr.skip(), gr.skip(), gr.skip(), None, *busy
-        training = Training(coming.base(), [pick.key for pick in session.picks], recipe)
+        training = begin(coming.base(), [pick.key for pick in session.picks], recipe)
         rows = [gating.place_of(site.name) for site in training.gates.sites]
         groups = gating.groups_of(session, training.gates.columns, shelf(session))
         history, last, drawn = gating.History(len(groups), len(training.keys)), None, 0.0
@@ -230,7 +234,7 @@ def _drawn(history: gating.History, last: Progress, rows: list[str], groups: lis
 
 
 def ended(
-    training: Training, last: Progress | None, recipe: GateRecipe, session: Session, name: str
+    training: Training | LentTraining, last: Progress | None, recipe: GateRecipe, session: Session, name: str
 ) -> tuple[str, Any, Any, Any, Gating | None]:
     """What is said and kept when a training ends: done, stopped, or no longer finite.
 
