@@ -60,6 +60,15 @@ def adapter_zip(key: str, name: str) -> Path:
     Raises:
         AdapterError: when its files have changed or gone since it was added.
     """
+    return _zipped(folder() / key, slug(name) or "adapter", adapter_files(key))
+
+
+def adapter_files(key: str) -> list[Path]:
+    """The files of an adapter of the library.
+
+    Raises:
+        AdapterError: when they have changed or gone since it was added.
+    """
     adapter = library.get(key)
     assert adapter.path is not None
     assert adapter.weights_file is not None
@@ -67,7 +76,7 @@ def adapter_zip(key: str, name: str) -> Path:
     if adapter.path.is_dir():
         beside = [inside(adapter.path, file) for file in (peft.CONFIG, peft.CARD, RECIPE, REPORT)]
         files += [file for file in beside if file.is_file()]
-    return _zipped(folder() / key, slug(name) or "adapter", files)
+    return files
 
 
 def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
@@ -81,8 +90,12 @@ def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
 
 def gates_zip(found: GateEntry, name: str) -> Path:
     """Trained gates as a zip: their weights, config, recipe, card and what a training needs to go on."""
-    files = [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
-    return _zipped(folder() / f"gates-{found.key}", slug(name) or "gates", files)
+    return _zipped(folder() / f"gates-{found.key}", slug(name) or "gates", gates_files(found))
+
+
+def gates_files(found: GateEntry) -> list[Path]:
+    """The files of trained gates."""
+    return [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
 
 
 def comparison_files(found: Comparison) -> tuple[Path, Path]:

@@ -20,6 +20,7 @@ from components import (
     library,
     map,
     merge,
+    push,
     scoring,
 )
 from components.session import Session
@@ -44,9 +45,9 @@ def build() -> gr.Blocks:
             with gr.Tab("Map", id="map"):
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
-                merge_tab = merge.create()
+                merge_tab, merge_push = merge.create(), push.create("this merge")
             with gr.Tab("Gate", id="gate") as gate_page:
-                gate_tab = gate.create()
+                gate_tab, gate_push = gate.create(), push.create("these gates")
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.create()
                 score_box = scoring.create()
@@ -65,6 +66,8 @@ def build() -> gr.Blocks:
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
+        push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
+        push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
     return page
 

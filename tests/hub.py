@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub_push import Pushes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,7 +56,8 @@ class Hub:
         faults: what goes wrong, in order.
         sent: bytes of body sent, by path.
         asked: method, path with query, range and authorization of every request.
-        pushed: what was created and uploaded: visibility, commits and files of every repository.
+        pushed: of every repository that was created here: its visibility and the messages of its commits.
+        home: where their files lie.
         endpoint: its address.
     """
 
@@ -66,6 +71,7 @@ class Hub:
     sent: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str, str]] = field(default_factory=list)
     pushed: dict[str, dict] = field(default_factory=dict)
+    home: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="hub-")))
     endpoint: str = ""
 
     def bytes_of(self, name: str) -> int:
@@ -99,9 +105,10 @@ def hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+        shutil.rmtree(found.home)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Pushes, BaseHTTPRequestHandler):
     """Answers the client's requests from the folders."""
 
     hub: Hub
@@ -181,7 +188,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json([{"type": "file", "path": name, "size": size, "oid": etag} for name, size, etag in names])
             return
         siblings = [{"rfilename": name, "size": size, "blobId": etag} for name, size, etag in names]
-        private, gated = repo in self.hub.readers and repo not in self.hub.gated, repo in self.hub.gated
+        gated = repo in self.hub.gated
+        private = repo in self.hub.readers and not gated
         facts = {"id": repo, "modelId": repo, "sha": COMMIT, "private": private, "gated": "auto" if gated else False}
         self.send_json({**facts, "tags": [], "siblings": siblings})
 
