@@ -31,6 +31,9 @@ PICTURES = "pictures"
 PICTURE_BYTES = 2**30
 """Finished pictures kept on disk for the pages that show them; the oldest make room."""
 
+ZIP_BYTES = 2 * 2**30
+"""Zips kept on disk for download; the oldest make room."""
+
 
 def folder() -> Path:
     """Where downloads are written; the only folder that the server gives files from."""
@@ -85,7 +88,10 @@ def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
             for file in files:
                 archive.write(file, f"{called}/{file.name}")
 
-    return _once(place / f"{called}.zip", write)
+    made = _once(place / f"{called}.zip", write)
+    os.utime(made)
+    make_room("*/*.zip", ZIP_BYTES)
+    return made
 
 
 def gates_zip(found: GateEntry, name: str) -> Path:
@@ -116,12 +122,12 @@ def picture_file(picture: Image.Image) -> Path:
     return _once(place, lambda path: _write_bytes(path, data))
 
 
-def make_room() -> None:
-    """Remove the oldest pictures until the rest fits."""
-    files = {file: file.stat() for file in (folder() / PICTURES).glob("*.png")}
+def make_room(kind: str = f"{PICTURES}/*.png", most: int = PICTURE_BYTES) -> None:
+    """Remove the oldest pictures, or other downloads, until the rest fits."""
+    files = {file: file.stat() for file in folder().glob(kind)}
     total = sum(found.st_size for found in files.values())
     for file in sorted(files, key=lambda file: files[file].st_mtime):
-        if total > PICTURE_BYTES:
+        if total > most:
             file.unlink(missing_ok=True)
             total -= files[file].st_size
 

@@ -15,7 +15,7 @@ from backends import gates as store
 from backends.rows import tasks
 from backends.training import Training
 from backends.training_lent import LentTraining, begin
-from components import controls, examples, figures, fragments, gating, kinds, making, uploads
+from components import controls, examples, figures, fragments, gating, kinds, making, queueing, uploads
 from components.compare import awaited
 from components.messages import told
 from components.session import Gating, Session
@@ -278,6 +278,7 @@ def wire(box: TrainBox, session: gr.State, entered: Any) -> Any:
     clicked = box.run.click(start, None, [box.ticket, box.charts, box.progress, box.run, box.stop], **private)
     one = {**private, "concurrency_limit": 1, "concurrency_id": "training"}
     running = clicked.then(run, [session, box.ticket, box.name, *box.settings], box.running, **one)
+    queueing.follow(clicked.then, "training", box.progress)
     running.failure(failed, None, [box.progress, box.run, box.stop], **private)
     box.stop.click(stopping, [box.ticket], [box.progress, box.stop], **private)
     return running

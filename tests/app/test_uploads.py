@@ -149,7 +149,7 @@ def test_what_is_unclear_or_too_much_is_refused(tmp_path: Path, monkeypatch: pyt
         uploads.receive([])
     with pytest.raises(AdapterError, match="came alone"):
         uploads.receive(pair(tmp_path / "a", 1)[:1])
-    with pytest.raises(AdapterError, match=r"adapter_config.json was uploaded more than once.*zip of the folders"):
+    with pytest.raises(AdapterError, match=r"README.md was uploaded more than once.*zip of the folders"):
         uploads.receive([*pair(tmp_path / "a", 1), *pair(tmp_path / "b", 2)])
     monkeypatch.setattr(uploads, "MOST_ADAPTERS", 1)
     files = [str(single(tmp_path / "c", f"{i}.safetensors", i)) for i in range(2)]
