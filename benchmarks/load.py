@@ -1,7 +1,7 @@
 """``python -m benchmarks.load``: many visitors at once on a running app, then the same work many times over.
 
-Claims: no visitor meets an error or sees another's merge, prompt or text; who waits is told their place; afterwards the app's memory is
-back to its level within 10 %; and merges and comparisons in a row do not make it grow by more than 5 %. Kept in ``results/load.json``.
+Claims: no visitor meets an error or sees another's merge, prompt or text; who waits is told their place; afterwards the app's memory
+is back to its level within 10 %; merges and comparisons in a row do not make it grow by more than 5 %. Kept in ``results/load.json``.
 """
 
 from __future__ import annotations
@@ -197,9 +197,9 @@ def text(found: dict) -> str:
     ratio = found["megabytes_after"] / found["megabytes_before"]
     memory = found["megabytes_by_tenth"]
     told = (
-        f"{found['visitors']} visitors at once, {len(found['failures'])} errors, {found['told_their_place']} of them were told their "
-        f"place in the queue; memory afterwards {ratio:.2f} of what it was before. {found['repeats']} merges and comparisons in a row: "
-        f"memory at their end {memory[-1] / memory[1]:.2f} of that after a fifth of them. {found['machine']}"
+        f"{found['visitors']} visitors at once, {len(found['failures'])} errors, {found['told_their_place']} of them were told "
+        f"their place in the queue; memory afterwards {ratio:.2f} of what it was before. {found['repeats']} merges and "
+        f"comparisons in a row: memory {memory[-1] / memory[1]:.2f} of that after a fifth of them. {found['machine']}"
     )
     return f"{table(['each visitor', 'median', 'slowest'], rows)}\n\n{told}"
 
