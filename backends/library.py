@@ -42,7 +42,7 @@ class Entry:
         key: hash of what it holds, 12 hex digits.
         name: short, as in file names.
         title: for people.
-        source: ``built-in``, ``folder``, ``hub`` or ``merge``.
+        source: ``built-in``, ``folder``, ``upload``, ``hub`` or ``merge``.
         path: its folder, or the single file that it is.
         card: front matter of its README.md.
         ranks: the different ranks of its modules, ascending.
@@ -99,6 +99,15 @@ def add_folder(path: str | Path) -> Entry:
         AdapterError: when it is not a LoRA that can be taken apart; with the reason.
     """
     return _keep(of_pipeline(read_adapter(Path(path).expanduser().resolve())), "folder")
+
+
+def add_upload(path: Path) -> Entry:
+    """Add a checked upload from its folder in the cache; the same adapter, where it is known from elsewhere, stays that entry.
+
+    Raises:
+        AdapterError: as `add_folder`.
+    """
+    return _keep(of_pipeline(read_adapter(path.resolve())), "upload")
 
 
 def add_hub(
@@ -297,7 +306,8 @@ def _keep(adapter: Adapter, source: str, title: str | None = None, origin: str |
     )
     with _lock:
         known = _kept.get(key)
-        if known and known.entry.source == "built-in" and stamp(known.adapter) == known.stamp:
+        stays = known and (known.entry.source == "built-in" or source == "upload")
+        if known and stays and stamp(known.adapter) == known.stamp:
             return known.entry
         _kept[key] = Kept(made, adapter, stamp(adapter))
     return made

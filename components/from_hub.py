@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from backends import finding, library
-from backends.bases import home
 from backends.finding import Found
 from backends.streamed import streamed
-from components import fragments
-from components.leaving import hold
+from components import fragments, leaving
 from components.messages import told
 from components.session import Session
 from lego import AdapterError
@@ -117,16 +114,8 @@ def fetch(name: str, token: str, account: str | None) -> Iterator[tuple[str, str
 
     for text, part in streamed(work, "hub"):
         yield fragments.progress(text, part), ""
-    keep(made[0].path)
+    leaving.keep(made[0].path)
     yield "", made[0].key
-
-
-def keep(path: Path) -> None:
-    """What a token opened is this visitor's, and goes with them."""
-    restricted = home() / "restricted"
-    if path.is_relative_to(restricted):
-        owner, repo = path.relative_to(restricted).parts[:2]
-        hold(restricted / owner / repo)
 
 
 def cleared() -> str:

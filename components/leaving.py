@@ -53,6 +53,14 @@ def hold(place: Path, receive: Callable[[Path], None] | None = None) -> Path:
     return place
 
 
+def keep(path: Path) -> None:
+    """Keep what a library entry's path is part of, as long as this visitor is here; nothing where everyone may have it."""
+    for folder, depth in (("uploads", 1), ("restricted", 2)):
+        root = home() / folder
+        if path.is_relative_to(root):
+            hold(root.joinpath(*path.relative_to(root).parts[:depth]))
+
+
 def held(folder: str) -> list[Path]:
     """What this visitor holds in a folder of the cache."""
     root, who = home() / folder, visitor()
@@ -79,6 +87,9 @@ def release(who: str) -> None:
             del _holders[place]
             for key in library.forget(place):
                 variants.forget(key)
+                again = home() / "uploads" / key
+                if again in _holders and again != place:  # another visitor brought the same
+                    library.add_upload(next(again.iterdir()))
             gates.forget(place)
             shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
@@ -88,8 +99,8 @@ def wire(page: gr.Blocks) -> None:
 
     def left(request: gr.Request) -> None:
         with _lock:
+            first = not _gone
             _gone[str(request.session_hash)] = time.time()
-            first = len(_gone) == 1
         if first:
             threading.Thread(target=_watch, args=(page,), name="leaving", daemon=True).start()
 
@@ -109,7 +120,7 @@ def _watch(page: gr.Blocks) -> None:
                 print(f"brickyard: an upload could not be deleted: {error}", file=sys.stderr, flush=True)
         with _lock:
             for who in due:
-                del _gone[who]
+                _gone.pop(who, None)
             if not _gone:
                 return
 

@@ -18,7 +18,7 @@ from backends.gates import GateEntry
 from backends.library import Entry
 from backends.rows import HELD_OUT, read_rows
 from components import unpacking
-from components.leaving import held, hold
+from components.leaving import held, hold, keep
 from lego import AdapterError, read_adapter
 from lego.formats import peft
 from mole import checkpoint
@@ -56,7 +56,10 @@ def receive(files: Sequence[str]) -> list[Entry]:
             _kept(folder, home() / "uploads" / key / folder.name) for key, folder in zip(keys, found, strict=True)
         ]
     discard(files)
-    return [library.add_folder(place) for place in places]
+    added = [library.add_upload(place) for place in places]
+    for entry in added:
+        keep(entry.path)
+    return added
 
 
 @contextmanager

@@ -196,6 +196,28 @@ def test_the_last_who_brought_it_takes_it_along(tmp_path: Path, home: Path, visi
         library.entry(key)
 
 
+def test_what_another_brought_otherwise_stays(tmp_path: Path, home: Path, visit: Visit) -> None:
+    """One uploads what another opened with a token, and the other way round: whoever leaves, the other keeps it."""
+    file = single(tmp_path, "x.safetensors", 1)
+    opened = home / "restricted" / "token" / "models--some--x" / "snapshots" / "1"
+    single(opened, "x.safetensors", 1)
+    for first, second in (("upload", "token"), ("token", "upload")):
+        for who in (first, second):
+            visit(who)
+            if who == "upload":
+                key = uploads.receive([str(file)])[0].key
+            else:
+                entry = library.add_folder(opened)
+                leaving.keep(entry.path)
+                key = entry.key
+        leaving.release(first)
+        visit(second)
+        assert shelf.named(key).path.exists()
+        library.get(key)
+        leaving.release(second)
+        single(opened, "x.safetensors", 1)
+
+
 def test_rows_go_too(tmp_path: Path, home: Path, visit: Visit) -> None:
     visit("me")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}) + "\n")
