@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class BaseInfo:
 
 
 @dataclass(eq=False, kw_only=True)
-class Base:
+class Base(ABC):
     """A loaded base, shared by everyone in the process; nothing may change its weights.
 
     Attributes:
@@ -66,9 +67,9 @@ class Base:
         return bases.load_base, (self.info.id,)
 
     @property
+    @abstractmethod
     def files(self) -> Sequence[Path]:
         """Its configs and weights."""
-        raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:

@@ -159,6 +159,26 @@ def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
+def look_or_find(repo_id: str, revision: str | None, marks: Sequence[str]) -> Repo | Path:
+    """What a repository holds; where the hub cannot be reached, the folder of an earlier download instead.
+
+    Args:
+        repo_id: owner/name.
+        revision: a commit, branch or tag; the newest unless given.
+        marks: names of files, one of which such a folder must hold, beside weights.
+
+    Raises:
+        AdapterError: as `look`.
+    """
+    try:
+        return look(repo_id, revision)
+    except BaseError:
+        for mark in marks:
+            if (folder := cached(repo_id, revision, mark)) and any(folder.rglob("*.safetensors")):
+                return folder
+        raise
+
+
 def bar_class(title: str, progress: Progress) -> type:
     """A progress bar for the terminal that tells the page as well."""
     from huggingface_hub.utils import tqdm

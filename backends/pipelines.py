@@ -75,12 +75,7 @@ class ImageBase(Base):
 
 
 def wanted(sizes: Mapping[str, int], read: Callable[[str], dict[str, Any]], where: object) -> list[str]:
-    """The files to load, of those that a folder or a repository holds.
-
-    Args:
-        sizes: bytes of every file.
-        read: gives a JSON file's content.
-        where: they are, for the error.
+    """The files to load, of those that a folder or a repository holds; arguments as in `language.wanted`.
 
     Raises:
         BaseError: when it is no pipeline that draws pictures from text and takes LoRAs; with the reason.

@@ -17,7 +17,7 @@ from backends.bases import TextBase
 from backends.decode import end_tokens, forward, new_cache, pad_left, read_by_gates
 from backends.errors import BaseError
 from backends.lent import lent
-from backends.memory import out_of_memory, release, rows_at_once
+from backends.memory import halves, out_of_memory, release, rows_at_once
 from backends.variants import Variant, context_length, encode, pool_of, routes_of
 from lego.errors import AdapterError
 from mole.gated import Gated
@@ -195,19 +195,17 @@ def run(base: TextBase, scored: Scored, batch: list[Example], shared: int) -> No
     Raises:
         BaseError: when one row alone does not fit.
     """
+    smaller: Sequence[list[Example]] = ()
     try:
         logits = answer_logits(base, scored, batch, shared)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        if len(batch) == 1:
-            raise BaseError("one row alone does not fit into memory", base.info.id) from error
-        logits = None
-    if logits is None:
+        smaller = halves(batch, "row", "Use shorter rows or a smaller base.", base, error)
+    if smaller:  # outside the handler, whose error keeps the failed pass's memory
         release(base.device)
-        half = len(batch) // 2
-        run(base, scored, batch[:half], shared)
-        run(base, scored, batch[half:], shared)
+        for half in smaller:
+            run(base, scored, half, shared)
         return
     ends = end_tokens(base)
     for example, row in zip(batch, logits, strict=True):

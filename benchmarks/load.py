@@ -6,7 +6,6 @@ is back to its level within 10 %; merges and comparisons in a row do not make it
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from statistics import median
 import psutil
 from gradio_client import Client
 
-from benchmarks.report import ROOT, finish, machine, table
+from benchmarks.report import ROOT, finish, machine, parser_for, table
 from benchmarks.visitor import Visitor
 from tests.serving import free_port, fresh_home, wait_for
 
@@ -218,10 +217,9 @@ def missed(found: dict) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, keep and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_for("load", __doc__ or "")
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=500)
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
     given = parser.parse_args(arguments)
     found = measure(given.visitors, given.repeats)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from backends.image import SCHEDULERS, Drawing, Sheet, draw
 from components import aligning, export, fragments, gallery, pictures
 from components.gallery import Gallery
 from components.session import Column
-from components.work import loading, peek
+from components.work import REDRAWN, loading, peek
 from lego import AdapterError
 from mole.cli import clock
 
@@ -25,8 +25,6 @@ RESTORE = (
     '<p class="by-subtle">A picture that was downloaded here brings its comparison back: drop it anywhere on the page, or '
     '<label class="by-link">choose it<input type="file" data-restore accept="image/png" aria-label="Picture to restore"></label>.</p>'
 )
-REDRAWN = 0.3
-"""Seconds between two previews, at least."""
 
 
 @dataclass(frozen=True)

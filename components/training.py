@@ -20,7 +20,7 @@ from components.compare import awaited
 from components.messages import told
 from components.session import Gating, Session
 from components.shelf import as_gating, shelf
-from components.work import forget, loading, stop_of
+from components.work import REDRAWN, forget, loading, stop_of
 from lego import AdapterError
 from mole.cli import clock
 from mole.gate import GateConfig
@@ -37,8 +37,6 @@ NOT_YET = (
     "Gates for a base that draws pictures cannot be trained on this page yet. Trained ones can be added beside this, "
     "masked, and compared."
 )
-REDRAWN = 0.3
-"""Seconds between two drawings, at least."""
 
 
 @dataclass(frozen=True)

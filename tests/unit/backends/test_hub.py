@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,30 +13,23 @@ from backends.bases import BUILTIN, IMAGE
 from lego import AdapterError, read_adapter
 from tests.conftest import write_peft
 from tests.hub import COMMIT, Fault, Hub
-from tests.hub import hub as running
 from tests.tiny import tiny_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 MINE, YOURS = "hf_mine", "hf_yours"
 
 
-@pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with one adapter, whose weights are larger than what a look at their header takes; waiting costs nothing."""
+@pytest.fixture(autouse=True)
+def lora(remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter on the hub, whose weights are larger than what a look at their header takes; waiting costs nothing."""
     monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(library, "_kept", {})
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     for name in ("HF_TOKEN", "SPACE_ID"):
         monkeypatch.delenv(name, raising=False)
-    with running() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        folder = tmp_path / "repos" / "lora"
-        write_peft(folder, tiny_tensors(3, rank=64), r=64, lora_alpha=32)
-        found.repos["some/lora"] = folder
-        yield found
+    folder = tmp_path / "repos" / "lora"
+    write_peft(folder, tiny_tensors(3, rank=64), r=64, lora_alpha=32)
+    remote.repos["some/lora"] = folder
 
 
 def same(key: str, folder: Path) -> bool:
