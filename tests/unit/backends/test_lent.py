@@ -65,6 +65,7 @@ class Lender:
 
         process = context.Process(target=work, daemon=True)
         process.start()
+        there.close()
         try:
             while True:
                 kind, value = pickle.loads(here.recv_bytes())
@@ -75,6 +76,11 @@ class Lender:
                 self.crossed += 1
                 yield value
         finally:
+            while process.is_alive() and here.poll(30):
+                try:
+                    here.recv_bytes()
+                except EOFError:
+                    break
             process.join(30)
             assert process.exitcode == 0, "the work went on after nobody wanted it"
 
