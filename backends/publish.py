@@ -54,5 +54,10 @@ def push(files: Sequence[Path], name: str, token: str, private: bool = True, mes
         if private != bool(api.model_info(repo).private):
             raise AdapterError("is there already, with another visibility", repo, "Choose another name.")
         operations = [CommitOperationAdd(file.name, str(file)) for file in files]
-        api.create_commit(repo, operations, commit_message=message)
+        try:
+            api.create_commit(repo, operations, commit_message=message)
+        except (RuntimeError, ValueError) as error:  # what the client makes of an upload that failed, or of a card
+            why = str(error).strip().splitlines()[0]
+            fix = "Try again: nothing of it was committed."
+            raise AdapterError(f"could not be uploaded ({why})", repo, fix) from error
     return str(url)

@@ -37,26 +37,33 @@ class Pushes:
             return
         parts = path.strip("/").split("/")
         account = self.hub.accounts.get(self.token)
-        owner = (
-            json.loads(body).get("organization") if path == "/api/repos/create" else parts[-4 if "lfs" in parts else 2]
-        )
-        if "lfs" in parts:
-            owner = parts[0]
-        if account is None or owner not in (None, account):
+        if path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})  # type: ignore[attr-defined]
+        elif account is None or self.owner(parts, body) != account:
             self.refuse(401 if account is None else 403, "")  # type: ignore[attr-defined]
         elif path == "/api/repos/create":
             self.create(json.loads(body), account)
-        elif parts[4:5] == ["preupload"]:
+        elif "lfs" in parts:
+            self.offer(json.loads(body)["objects"])
+        elif parts[4] == "preupload":
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": self.mode(f["path"]), "shouldIgnore": False} for f in files]
             self.send_json({"files": modes})  # type: ignore[attr-defined]
-        elif "lfs" in parts:
-            objects = json.loads(body)["objects"]
-            hrefs = [f"{self.hub.endpoint}/upload/{each['oid']}" for each in objects]
-            found = [{**each, "actions": {"upload": {"href": href}}} for each, href in zip(objects, hrefs, strict=True)]
-            self.send_json({"transfer": "basic", "objects": found})  # type: ignore[attr-defined]
         else:
             self.commit("/".join(parts[2:4]), body)
+
+    @staticmethod
+    def owner(parts: list[str], body: bytes) -> str:
+        """Whose repository a request is about."""
+        if parts[:2] == ["api", "repos"]:
+            return json.loads(body)["organization"]
+        return parts[0] if "lfs" in parts else parts[2]
+
+    def offer(self, objects: list[dict]) -> None:
+        """Where large files go."""
+        hrefs = [f"{self.hub.endpoint}/upload/{each['oid']}" for each in objects]
+        found = [{**each, "actions": {"upload": {"href": href}}} for each, href in zip(objects, hrefs, strict=True)]
+        self.send_json({"transfer": "basic", "objects": found})  # type: ignore[attr-defined]
 
     def do_PUT(self) -> None:
         body, oid = self.body(), self.path.rsplit("/", 1)[1]
