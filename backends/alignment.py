@@ -175,7 +175,7 @@ def _load(id: str, progress: Progress | None) -> Alignment:
             raise
         raise BaseError(error.what, error.where, error.fix) from error
     tell("Loading the weights", None)
-    where, dtype = device.pick()
+    where, dtype = device.own()
     if id == BUILTIN:
         dtype = torch.float32  # as it was trained, and small enough everywhere
     with loading(id):

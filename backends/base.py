@@ -60,6 +60,12 @@ class Base(ABC):
     commit: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it goes as its id: there it is loaded already, or loaded once."""
+        from backends import bases
+
+        return bases.load_base, (self.info.id,)
+
     @property
     @abstractmethod
     def files(self) -> Sequence[Path]:

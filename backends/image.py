@@ -7,12 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL.Image import Image
 
 from backends.bases import ImageBase
 from backends.drawing import Drawing
+from backends.lent import lent
 from backends.memory import halves, out_of_memory, pictures_at_once, release
 from backends.painting import Painting, Row
 from backends.schedulers import SCHEDULERS
@@ -44,6 +46,15 @@ class Sheet:
     previews: bool
 
 
+def expected(
+    variants: Sequence[Variant], prompts: Sequence[str], drawing: Drawing | None = None, **other: Any
+) -> float:
+    """Seconds that a comparison takes on a lent GPU, about."""
+    wanted = drawing or Drawing()
+    return 20 + 0.1 * wanted.steps * len(variants) * len(prompts) * len(wanted.seeds)
+
+
+@lent(expected)
 def draw(
     base: ImageBase,
     variants: Sequence[Variant],

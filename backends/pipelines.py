@@ -226,7 +226,8 @@ def place(pipeline: Any, where: torch.device, weights: int) -> None:
         where: it shall run.
         weights: bytes of all its parts.
     """
-    short = os.environ.get("BRICKYARD_OFFLOAD") or str(int(where.type == "cuda" and weights > free_bytes(where)))
+    here = where.type == "cuda" and not device.lends()  # a lent one is large, and not there yet
+    short = os.environ.get("BRICKYARD_OFFLOAD") or str(int(here and weights > free_bytes(where)))
     if short == "1" and where.type != "cpu":
         pipeline.enable_attention_slicing()
         pipeline.enable_model_cpu_offload(device=where)

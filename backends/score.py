@@ -16,6 +16,7 @@ from torch import Tensor
 from backends.bases import TextBase
 from backends.decode import end_tokens, forward, new_cache, pad_left, read_by_gates
 from backends.errors import BaseError
+from backends.lent import lent
 from backends.memory import halves, out_of_memory, release, rows_at_once
 from backends.variants import Variant, context_length, encode, pool_of, routes_of
 from lego.errors import AdapterError
@@ -81,6 +82,12 @@ class Scored:
     hits: dict[int, bool] = field(default_factory=dict)
 
 
+def expected(variants: Sequence[Variant], rows: Sequence[Mapping[str, str]], **other: Any) -> float:
+    """Seconds that scoring takes on a lent GPU, about."""
+    return 15 + 0.02 * len(variants) * len(rows)
+
+
+@lent(expected)
 def score(
     base: TextBase,
     variants: Sequence[Variant],

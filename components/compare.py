@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Sampling, generate
-from components import comparison, drawing, examples, export, fragments, kinds, pictures
+from components import comparison, drawing, examples, export, fragments, kinds, pictures, queueing
 from components.comparison import Comparison
 from components.drawing import DrawBox
 from components.gallery import Gallery
@@ -303,6 +303,8 @@ def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], 
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **private)
     runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
+    for event in (clicked, *asked):
+        queueing.follow(event.then, "model", tab.progress)
     given = [session, tab.found, tab.stamp]
     for running in runs:
         running.success(exports, given, files, **private)

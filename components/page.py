@@ -8,6 +8,7 @@ import gradio as gr
 
 from backends import bases
 from components import (
+    account,
     compare,
     draw_endpoint,
     dropping,
@@ -17,9 +18,11 @@ from components import (
     glossary,
     header,
     hints,
+    leaving,
     library,
     map,
     merge,
+    push,
     scoring,
 )
 from components.session import Session
@@ -37,7 +40,7 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top = header.create()
+        top, token = header.create(), account.create(page)
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
                 glossary.lead("library")
@@ -47,17 +50,17 @@ def build() -> gr.Blocks:
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
                 glossary.lead("merge")
-                merge_tab = merge.create()
+                merge_tab, merge_push = merge.create(), push.create("this merge")
             with gr.Tab("Gate", id="gate") as gate_page:
                 glossary.lead("gate")
-                gate_tab = gate.create()
+                gate_tab, gate_push = gate.create(), push.create("these gates")
             with gr.Tab("Compare", id="compare"):
                 glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
         drop = dropping.create()
         hints.create(), glossary.create()
-        based = library.wire(library_tab, session)
+        based = library.wire(library_tab, session, token)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
         gate.wire(gate_tab, session, gate_page.select)
@@ -72,6 +75,9 @@ def build() -> gr.Blocks:
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
+        push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
+        push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
+        leaving.wire(page)
     return page
 
 

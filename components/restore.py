@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from backends import bases, gates, library
+from backends import bases, library
 from backends.bases import TextBase
 from backends.image import Drawing
 from components import kinds, making
 from components.remembered import AdapterOf, BaseOf, PickOf, Remembered, VariantOf
 from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, columns
-from components.shelf import as_gating, checked_base, shelf
+from components.shelf import as_gating, checked_base, known, known_gates, shelf
 from components.work import loading, peek
 from lego import AdapterError
 from lego.recipe import Recipe
@@ -97,7 +97,7 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
 
 def _there(key: str) -> bool:
     try:
-        gates.entry(key)
+        known_gates(key)
     except AdapterError:
         return False
     return True
@@ -117,7 +117,7 @@ def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], lis
 def _key_of(session: Session, wanted: AdapterOf) -> str:
     shelf(session)  # the built-in ones are known from here on
     try:
-        return library.entry(wanted.key).key
+        return known(wanted.key).key
     except AdapterError:
         if wanted.hub:
             return _from_hub(wanted.hub, wanted.key)
@@ -140,10 +140,10 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
     Raises:
         AdapterError: when a source is missing.
     """
-    known = {library.get(key).sha256: key for key in shelf(session)}
+    by_hash = {library.get(key).sha256: key for key in shelf(session)}
     weights, missing = [], []
     for source in recipe.sources:
-        key = known.get(source.sha256 or "")
+        key = by_hash.get(source.sha256 or "")
         if key is None and source.hub:
             key = _from_hub(f"{source.hub}@{source.revision or ''}", None)
         if key is None:
@@ -186,14 +186,14 @@ def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> lis
 
 
 def _gated(session: Session, weighting: Weighting, name: str) -> Session:
-    known = next((gating for gating in session.gates if gating.key == weighting.gates), None)
-    if known is None:
-        found = gates.entry(str(weighting.gates))
-        known = as_gating(found, session.base, name if not weighting.masked else "")
-        session = session.gate(known)
+    mine = next((gating for gating in session.gates if gating.key == weighting.gates), None)
+    if mine is None:
+        found = known_gates(str(weighting.gates))
+        mine = as_gating(found, session.base, name if not weighting.masked else "")
+        session = session.gate(mine)
     elif not weighting.masked:
-        session = session.gate(Gating(known.key, name, known.base, known.experts))
-    return session.mask(known.key, weighting.masked) if weighting.masked else session
+        session = session.gate(Gating(mine.key, name, mine.base, mine.experts))
+    return session.mask(mine.key, weighting.masked) if weighting.masked else session
 
 
 def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Scores, score, tasks
-from components import examples, fragments, kinds
+from components import examples, fragments, kinds, queueing
 from components.compare import awaited, chosen_columns
 from components.messages import told
 from components.session import Column, Session
@@ -120,5 +120,6 @@ def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup) -> None:
     buttons = [box.run, box.stop]
     clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
     running = clicked.then(run, [session, variants, box.tasks, box.rows], [box.progress, box.table, *buttons], **model)
+    queueing.follow(clicked.then, "model", box.progress)
     running.failure(ended, None, [box.progress, *buttons], **private)
     box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)
