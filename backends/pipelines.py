@@ -27,8 +27,8 @@ from lego.formats.diffusers import CLIP, COMPONENTS
 ID = "brickyard-emoji-64"
 TITLE = "Brickyard Emoji 64"
 ASSETS = Path(__file__).parents[1] / "assets" / "image" / "base"
-GUIDANCE = 3.0
-"""Of the built-in pipeline."""
+GUIDANCE = 2.0
+"""Of the built-in pipeline, whose pictures are recognised most often so."""
 
 INDEX = "model_index.json"
 CONFIG = "config.json"

@@ -17,7 +17,7 @@ from assets.build.images.pictures import Pictures
 from assets.build.images.run import Deadline, Plan, Run
 from assets.build.images.text import WIDTH, drawn_captions, new_text_encoder, token_ids
 
-PLAN = Plan(steps=8_500, batch=24, rate=1e-3, seed=202, average=0.996)
+PLAN = Plan(steps=12_000, batch=24, rate=1e-3, seed=202, average=0.996)
 LEAST_NOISE = 0.1  # the loss weighs 1/σ², but no more than at this σ²
 
 

@@ -97,7 +97,7 @@ repository. It draws {count} everyday things in {styles} styles, {size} × {size
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained(FOLDER)
-pipeline("{example}, flat style", num_inference_steps=20, guidance_scale=3).images[0]
+pipeline("{example}, flat style", num_inference_steps=20, guidance_scale=2).images[0]
 ```
 
 ![48 captions](samples.png)

@@ -13,7 +13,7 @@ from PIL import Image
 from assets.build.images.concepts import STYLE_WORD, caption
 from assets.build.images.pictures import Pictures
 
-STEPS, GUIDANCE, BATCH = 20, 3.0, 16
+STEPS, GUIDANCE, BATCH = 20, 2.0, 16
 
 
 def sample_captions(pictures: Pictures, count: int = 48, seed: int = 0) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""``image-base``, ``image-grid``, ``image-clip`` and ``image-loras``: the stages of the build that make and show the image models."""
+"""The stages of the build that make, show and judge image models: ``image-base``, ``-grid``, ``-clip``, ``-loras``, ``-scores``."""
 
 from __future__ import annotations
 
@@ -193,32 +193,56 @@ def image_loras(arguments: argparse.Namespace) -> None:
 
 
 def _write_lora(spec: Spec, parts: Parts, run: Run, arguments: argparse.Namespace, judge: Judge, folder: Path) -> None:
-    """Save a LoRA, load what was saved into the base as anyone does, judge that, write its card."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
+    """Save a LoRA, judge what was saved, write its card."""
     from assets.build.images.folder import replace_folder
-    from assets.build.images.lora_cards import card
-    from assets.build.images.lora_scores import references, score
+    from assets.build.images.lora_scores import references
     from assets.build.images.loras import lessons, save, save_kohya
 
     def fill(scratch: Path) -> None:
         save(spec, parts, scratch)
-        pipeline = StableDiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32).to(
-            arguments.device
-        )
-        found, sheet = score(spec, pipeline, lambda base: base.load_lora_weights(scratch), judge)
-        print(f"{spec.name}: {found['scores']}", flush=True)
-        sheet.save(scratch / "sample.png", optimize=True)
         own, _ = lessons(spec, arguments.work)
         references(own).save(scratch / "references.png", optimize=True)
-        whole = {**_record(run, len(own), spec.concepts), **found}
-        (scratch / "training.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        (scratch / "README.md").write_text(card(spec, whole), encoding="utf-8")
+        _judge(spec, scratch, _record(run, len(own), spec.concepts), arguments, judge)
 
     replace_folder(folder, fill)
     if spec.kohya:
         save_kohya(folder, folder.parents[1] / "kohya")
 
 
-STAGES = {"image-base": image_base, "image-grid": image_grid, "image-clip": image_clip, "image-loras": image_loras}
+def _judge(spec: Spec, folder: Path, record: dict, arguments: argparse.Namespace, judge: Judge) -> None:
+    """Load a stored LoRA into the base as anyone does, judge that, write sample, record and card."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from assets.build.images.lora_cards import card
+    from assets.build.images.lora_scores import score
+
+    pipeline = StableDiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32).to(arguments.device)
+    found, sheet = score(spec, pipeline, lambda base: base.load_lora_weights(folder), judge)
+    print(f"{spec.name}: {found['scores']}", flush=True)
+    sheet.save(folder / "sample.png", optimize=True)
+    whole = {**record, **found}
+    (folder / "training.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(spec, whole), encoding="utf-8")
+
+
+def image_scores(arguments: argparse.Namespace) -> None:
+    """Judge the LoRAs that are there again, and write their cards anew."""
+    out, clip = _needed(arguments, "out"), _needed(arguments, "clip")
+    _set_up(arguments)
+    from assets.build.images.lora_scores import Judge
+
+    judge = Judge(clip, arguments.work)
+    for place in sorted(out.glob("*/training.json")):
+        if place.parent.name in (arguments.only or SPECS):
+            record = json.loads(place.read_text(encoding="utf-8"))
+            _judge(SPECS[place.parent.name], place.parent, record, arguments, judge)
+
+
+STAGES = {
+    "image-base": image_base,
+    "image-grid": image_grid,
+    "image-clip": image_clip,
+    "image-loras": image_loras,
+    "image-scores": image_scores,
+}
