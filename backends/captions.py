@@ -17,6 +17,7 @@ from lego.errors import AdapterError
 
 ASSETS = Path(__file__).parents[1] / "assets" / "image" / "data"
 METADATA = "metadata.jsonl"
+FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ def read_captions(
         pictures: whether pictures are needed too.
 
     Raises:
-        AdapterError: when a line is malformed, a picture is missing or outside the folder, or nothing is left.
+        AdapterError: when a line is malformed or its caption empty, a picture is missing or outside the folder, or nothing is left.
     """
     keys = ("file_name", "text") if pictures else ("text",)
     rows = read_rows(folder / METADATA, split, without, keys)
     digest, found = hashlib.sha256(rows.sha256.encode()), []
     for row in rows.rows:
+        if not row["text"].strip():
+            what = f"gives {row['file_name']} an empty caption" if pictures else "holds an empty caption"
+            raise AdapterError(what, folder / METADATA, "Write what there is to see.")
         picture = None
         if pictures:
             picture = (folder / row["file_name"]).resolve()
@@ -86,7 +90,7 @@ def open_picture(path: Path, size: tuple[int, int]) -> Image.Image:
     from PIL import ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             picture = opened.convert("RGBA")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise AdapterError("is not a picture that can be read", path, "Use PNG, JPEG or WebP.") from error

@@ -66,6 +66,8 @@ def samples_of(base: Base, recipe: GateRecipe, folder: Path) -> Samples:
         AdapterError: when they are missing, malformed, or not what such a base learns from.
     """
     if isinstance(base, TextBase):
+        if recipe.guidance:
+            raise AdapterError("guidance is for bases that draw", base.info.id, "Leave it out of the recipe.")
         from backends.training_text import TextSamples
 
         return TextSamples(base, recipe, folder)
@@ -109,6 +111,10 @@ class Training:
         Gated(base.model, pool)  # refuses LoRAs of another base
         with base.lock, torch.no_grad():
             sites = find_sites(base.model, pool.modules, recipe.gates.granularity, self.samples.look)
+        if isinstance(base, ImageBase):
+            from backends.painting import check_apart
+
+            check_apart(sites)
         self.gates = Gates.fresh(recipe.gates, keys, sites, pool)
         self.trainer = Trainer(self.samples.model, pool, self.gates, self._batch_of, self.samples.loss, recipe.training)
 

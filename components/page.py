@@ -7,7 +7,20 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, draw_endpoint, dropping, endpoints, examples, gate, header, library, map, merge, scoring
+from components import (
+    compare,
+    draw_endpoint,
+    dropping,
+    endpoints,
+    examples,
+    gate,
+    header,
+    library,
+    map,
+    merge,
+    pictures,
+    scoring,
+)
 from components.session import Session
 from components.shelf import start_session
 
@@ -36,10 +49,10 @@ def build() -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.create()
                 score_box = scoring.create()
+        gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
-        gate.wire(gate_tab, session, gate_page.select)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
         ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known]
         switched = top.other.click(header.switch, [session], ready, **SESSION)
@@ -49,6 +62,7 @@ def build() -> gr.Blocks:
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
+        gate.wire(gate_tab, session, gate_page.select, settled)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
     return page

@@ -8,7 +8,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from backends import gates, library
@@ -89,18 +90,29 @@ def unpack(file: Path, folder: Path) -> None:
     Raises:
         AdapterError: when it is no zip, holds a file twice, or one is too large.
     """
+    with opened_zip(file) as archive:
+        for member in archive.infolist():
+            name = member.filename.rsplit("/", 1)[-1]
+            if name not in GATE_FILES:
+                continue
+            if member.file_size > GATE_BYTES or (folder / name).exists():
+                what = "is too large" if member.file_size > GATE_BYTES else "is there twice"
+                raise AdapterError(f"{name} {what}", file.name, "Upload the zip of one set of gates.")
+            with archive.open(member) as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+
+
+@contextmanager
+def opened_zip(file: Path) -> Iterator[zipfile.ZipFile]:
+    """An uploaded zip.
+
+    Raises:
+        AdapterError: when it is damaged (also in its compressed data, or cut off), compressed in a way that Python does not know, or
+            encrypted.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                name = member.filename.rsplit("/", 1)[-1]
-                if name not in GATE_FILES:
-                    continue
-                if member.file_size > GATE_BYTES or (folder / name).exists():
-                    what = "is too large" if member.file_size > GATE_BYTES else "is there twice"
-                    raise AdapterError(f"{name} {what}", file.name, "Upload the zip of one set of gates.")
-                with archive.open(member) as source, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    # Damaged (also in its compressed data, or cut off), compressed in a way that Python does not know, or encrypted: told as such.
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise AdapterError(f"is not a readable zip ({error})", file.name) from error
 

@@ -1,4 +1,4 @@
-"""Pictures with captions from which gates over the image LoRAs learn: for each LoRA some of what it was trained on, and held-out ones."""
+"""Pictures with captions from which gates over the image LoRAs learn: for each some of what it was trained on, and held-out ones."""
 
 from __future__ import annotations
 
