@@ -85,7 +85,7 @@ def drawn(
 
 def sheets(base: str, shown: Sequence[Column], prompts: list[str], wanted: Drawing) -> Iterator[Sheet]:
     """The pictures as they come; at once where the same were drawn lately."""
-    key = (base, tuple(shown), tuple(prompts), wanted)
+    key = (base, tuple(column.weighting for column in shown), tuple(prompts), wanted)
     with _lock:
         known = _sheets.get(key)
     if known is not None:

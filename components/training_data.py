@@ -17,7 +17,7 @@ from lego import AdapterError
 from mole.recipe import Guidance
 
 MOST_SHARE, MOST_CAPTIONS = 100, 1000
-DENOISING, GUIDED = "the pictures, noise taken off them", "captions alone, a contrastive model judging what is drawn"
+DENOISING, GUIDED = "taking noise off pictures", "drawing captions, judged by CLIP"
 SETTINGS = {"steps": "Drawing steps", "local": "Directional term", "source": "Caption it starts from"}
 """Fields of `Guidance` beside its model, with their labels."""
 
@@ -102,7 +102,7 @@ def create() -> DataBox:
             about = f"A zip, or pictures with a metadata.jsonl: one line for each, {uploaded_pictures.LINE}"
             gr.HTML(fragments.subtle(about))
             files_share = _share("Share of your pictures")
-        way = gr.Radio([DENOISING, GUIDED], value=DENOISING, label="A step looks at")
+        way = gr.Radio([DENOISING, GUIDED], value=DENOISING, label="They learn by")
         with gr.Column(elem_classes="plain", visible=False) as guiding:
             judged = _guiding()
     return DataBox(writing, rows_of, rows, rows_share, drawing, sets, files, files_share, way, guiding, *judged)
