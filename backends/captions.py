@@ -18,6 +18,8 @@ from lego.errors import AdapterError
 ASSETS = Path(__file__).parents[1] / "assets" / "image" / "data"
 METADATA = "metadata.jsonl"
 FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 50_000_000
+"""Of one picture; a small file may unfold to gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,15 @@ def open_picture(path: Path, size: tuple[int, int]) -> Image.Image:
     """A picture on white, cropped to the middle and scaled to a size.
 
     Raises:
-        AdapterError: when it is none.
+        AdapterError: when it is none, or too large.
     """
     from PIL import ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                what = f"has {opened.width} × {opened.height} pixels, which is too many"
+                raise AdapterError(what, path, f"A picture may have {MOST_PIXELS / 1e6:.0f} million.")
             picture = opened.convert("RGBA")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise AdapterError("is not a picture that can be read", path, "Use PNG, JPEG or WebP.") from error

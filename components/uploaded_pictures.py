@@ -17,7 +17,7 @@ from components.uploads import opened_zip, stem
 from lego import AdapterError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MOST_PICTURES, PICTURE_BYTES = 1000, 20 * 2**20
+MOST_PICTURES, PICTURE_BYTES, SET_BYTES = 1000, 20 * 2**20, 500 * 2**20
 LINE = '{"file_name": "a.png", "text": "what there is to see"}'
 ONE = "Upload one set: a zip, or its pictures with their metadata.jsonl."
 
@@ -117,6 +117,8 @@ def _unpack(file: Path, folder: Path) -> None:
             raise AdapterError(
                 f"holds {len(wanted)} files, which is too many", file.name, f"{MOST_PICTURES} are taken."
             )
+        if (total := sum(member.file_size for member in wanted)) > SET_BYTES:
+            raise AdapterError(f"holds {total / 1e6:.0f} MB", file.name, f"A set may have {SET_BYTES / 1e6:.0f} MB.")
         for member in wanted:
             path = PurePosixPath(member.filename)
             if not path.is_relative_to(top) or ".." in path.parts or path.is_absolute():

@@ -18,6 +18,7 @@ from PIL import Image
 from backends import captions, library
 from backends import gates as store
 from backends.bases import ImageBase, load_base
+from backends.gated import choices
 from backends.image import Drawing, Variant, draw
 from backends.training import Training
 from components import choosing, gate, gate_figures, gating, shelf, training, training_data, uploaded_pictures, work
@@ -134,7 +135,7 @@ def test_sets_called_like_the_picked_loras_are_ticked(session: Session, places: 
 
 def test_training_streams_and_ends_with_gates_that_draw(session: Session, files: list[str], loaded: ImageBase) -> None:
     states = trained(session, files)
-    drawn = [choices for _, _, _, choices, *_ in states if isinstance(choices, gate_figures.go.Figure)]
+    drawn = [heat for _, _, _, heat, *_ in states if isinstance(heat, gate_figures.go.Figure)]
     np.testing.assert_allclose(np.asarray(drawn[-1].data[0].z).sum(axis=1), 1, rtol=1e-5)
     assert drawn[-1].data[0].text[0][0].startswith("time")
     made = states[-1][4]
@@ -250,6 +251,12 @@ def test_what_is_too_much_is_refused(session: Session, files: list[str], monkeyp
             uploaded_pictures.receive_pictures(given)
     monkeypatch.undo()
     monkeypatch.setenv("BRICKYARD_HOME", str(Path(files[0]).parents[1] / "home"))
+    monkeypatch.setattr(uploaded_pictures, "SET_BYTES", 1000)
+    with pytest.raises(AdapterError, match=r"b.zip: holds \d+ MB"):
+        uploaded_pictures.receive_pictures([zipped(files, Path(files[0]).parent / "b.zip")])
+    monkeypatch.setattr(captions, "MOST_PIXELS", 64)
+    with pytest.raises(AdapterError, match=r"\d.png: has 64 × 64 pixels, which is too many"):
+        uploaded_pictures.receive_pictures(files)
     monkeypatch.setattr(uploaded_pictures, "MOST_PICTURES", 3)
     with pytest.raises(AdapterError, match="4 captions are too many"):
         uploaded_pictures.receive_pictures(files)
@@ -299,6 +306,14 @@ def test_a_prompt_is_drawn_masked_and_shown_step_by_step(
         list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 5))
     with pytest.raises(gr.Error, match="steps must be a number from 1 to 150"):
         list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [], 999, 5))
+
+
+def test_the_command_lines_choices_are_means_over_the_steps(session: Session, mine: Gating, loaded: ImageBase) -> None:
+    found = choices(loaded, store.entry(mine.key), ["a cat", "a hat"])
+    assert found.choices.shape == (len(found.sites), 2, 2)
+    *_, sheet = draw(loaded, [Variant("gates", mine.weighting())], ["a hat"])
+    steps = sheet.courses[0][0][0].choices[:, :, 0]
+    np.testing.assert_allclose(found.choices[:, 1], steps.numpy().mean(axis=0), atol=1e-5)
 
 
 def test_the_figure_over_steps_has_a_panel_a_lora(session: Session) -> None:
