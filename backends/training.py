@@ -126,14 +126,14 @@ class Training:
         return self.samples.batch(self.mixture.take(step * count, count), draw)
 
     def expected_seconds(self) -> float:
-        """How long the training will take, from a forward pass over samples of middling size."""
+        """How long the training will take, from forward passes of gates and all over samples of middling size."""
         with self.base.lock:
             batch = self.samples.batch(self.samples.middling(), "")
         times = []
         for _ in range(3):
             with self.base.lock, torch.no_grad():
                 start = time.perf_counter()
-                self.samples.model(**batch.inputs)
+                self.trainer.gated(batch)
                 times.append((time.perf_counter() - start) / len(batch))
         took = min(times)
         training = self.recipe.training

@@ -98,7 +98,7 @@ def _gate_course(
         hover = f"step %{{x}}, %{{customdata}}: {escape(group.name)} {shown}<extra></extra>"
         told = [[row] * len(steps) for row in rows]
         heat = go.Heatmap(
-            z=values[:, :, number].T, x=steps, customdata=told, hovertemplate=hover, xgap=1, coloraxis="coloraxis"
+            z=values[:, :, number].T, x=steps, customdata=told, hovertemplate=hover, coloraxis="coloraxis"
         )
         figure.add_trace(heat, row=number // across + 1, col=number % across + 1)
     tall = min(500, 16 * max(6, len(rows)))

@@ -234,10 +234,8 @@ def wire(box: TrainBox, session: gr.State, entered: Any, settled: Sequence[Any])
     session.change(sources, [session], [box.sources], **private)
     session.change(turn, [session], box.turned, **private)
 
-    def offer(session: Session) -> list[Any]:
-        return training_data.offer(session, box.data)
-
-    session.change(offer, [session], [*box.data.tasks.both, *box.data.sets.both], **private)
+    ticked = [*box.data.tasks.both, *box.data.sets.both, box.data.offered]
+    session.change(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked, **private)
     for mix in (box.data.tasks, box.data.sets):
         mix.chosen.input(partial(training_data.shares_of, mix.names), [mix.chosen], mix.shares, **private)
     box.data.way.input(training_data.show_guidance, [box.data.way], [box.data.guiding], **private)

@@ -59,6 +59,7 @@ class DataBox:
     captions: gr.Textbox
     judge: gr.Dropdown
     guidance: list[Any]
+    offered: gr.State
 
     @property
     def settings(self) -> list[Any]:
@@ -105,7 +106,9 @@ def create() -> DataBox:
         way = gr.Radio([DENOISING, GUIDED], value=DENOISING, label="They learn by")
         with gr.Column(elem_classes="plain", visible=False) as guiding:
             judged = _guiding()
-    return DataBox(writing, rows_of, rows, rows_share, drawing, sets, files, files_share, way, guiding, *judged)
+    return DataBox(
+        writing, rows_of, rows, rows_share, drawing, sets, files, files_share, way, guiding, *judged, gr.State(None)
+    )
 
 
 def _guiding() -> tuple[Any, ...]:
@@ -144,12 +147,21 @@ def shares_of(names: Sequence[str], chosen: list[str]) -> list[Any]:
     return [gr.Number(visible=name in chosen and len(chosen) > 1) for name in names]
 
 
-def offer(session: Session, box: DataBox) -> list[Any]:
-    """Tick what belongs to the picked LoRAs: their tasks, or the sets of pictures that are called like them."""
+def offer(session: Session, offered: tuple[str, ...] | None, box: DataBox) -> list[Any]:
+    """Tick what belongs to newly picked LoRAs: their tasks, or the sets of pictures that are called like them.
+
+    Args:
+        session: whose picks.
+        offered: the picks for which this was done; then what was ticked since stays.
+        box: with the names.
+    """
+    picked = tuple(pick.key for pick in session.picks)
+    if picked == offered:
+        return [gr.skip() for _ in (*box.tasks.both, *box.sets.both, box.offered)]
     entries = [shelf(session)[pick.key] for pick in session.picks]
     found = [task for task in dict.fromkeys(map(examples.task_of, entries)) if task]
     sets = [name for name in box.sets.names if name in [entry.name for entry in entries]]
-    return [*tick(box.tasks.names, found), *tick(box.sets.names, sets)]
+    return [*tick(box.tasks.names, found), *tick(box.sets.names, sets), picked]
 
 
 def draws(session: Session) -> bool:

@@ -129,8 +129,11 @@ def test_sets_called_like_the_picked_loras_are_ticked(session: Session, places: 
     animals = library.add_folder(write_lora(tmp_path / "animals", "sd", 3, "peft")).key
     with gr.Blocks():
         _, data, *_ = training.create_settings()
-    ticked, *_ = training_data.offer(session.add(animals).toggle(animals), data)[len(data.tasks.both) :]
-    assert ticked.value == ["animals"]
+    session = session.add(animals).toggle(animals)
+    *_, picked = found = training_data.offer(session, None, data)
+    assert found[len(data.tasks.both)].value == ["animals"]
+    assert picked == tuple(pick.key for pick in session.picks)
+    assert all(each == gr.skip() for each in training_data.offer(session, picked, data)), "what was ticked since stays"
 
 
 def test_training_streams_and_ends_with_gates_that_draw(session: Session, files: list[str], loaded: ImageBase) -> None:

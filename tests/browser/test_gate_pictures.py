@@ -123,5 +123,5 @@ def test_stop_keeps_what_was_learned_and_nothing_overflows_on_a_phone(opened: Op
     page.get_by_role("button", name="Stop training").click()
     expect(page.get_by_text(re.compile(r"\d+ of 500 steps in .* Kept as"))).to_be_visible(timeout=240_000)
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
-    drawn(page, 2)
+    drawn(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
