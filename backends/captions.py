@@ -17,6 +17,9 @@ from lego.errors import AdapterError
 
 ASSETS = Path(__file__).parents[1] / "assets" / "image" / "data"
 METADATA = "metadata.jsonl"
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 50_000_000
+"""Of one picture; a small file may unfold to gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,15 @@ def read_captions(
         pictures: whether pictures are needed too.
 
     Raises:
-        AdapterError: when a line is malformed, a picture is missing or outside the folder, or nothing is left.
+        AdapterError: when a line is malformed or its caption empty, a picture is missing or outside the folder, or nothing is left.
     """
     keys = ("file_name", "text") if pictures else ("text",)
     rows = read_rows(folder / METADATA, split, without, keys)
     digest, found = hashlib.sha256(rows.sha256.encode()), []
     for row in rows.rows:
+        if not row["text"].strip():
+            what = f"gives {row['file_name']} an empty caption" if pictures else "holds an empty caption"
+            raise AdapterError(what, folder / METADATA, "Write what there is to see.")
         picture = None
         if pictures:
             picture = (folder / row["file_name"]).resolve()
@@ -81,12 +87,15 @@ def open_picture(path: Path, size: tuple[int, int]) -> Image.Image:
     """A picture on white, cropped to the middle and scaled to a size.
 
     Raises:
-        AdapterError: when it is none.
+        AdapterError: when it is none, or too large.
     """
     from PIL import ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                what = f"has {opened.width} × {opened.height} pixels, which is too many"
+                raise AdapterError(what, path, f"A picture may have {MOST_PIXELS / 1e6:.0f} million.")
             picture = opened.convert("RGBA")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise AdapterError("is not a picture that can be read", path, "Use PNG, JPEG or WebP.") from error

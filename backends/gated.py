@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backends import gates as store
 from backends import library
-from backends.bases import TextBase
+from backends.base import Base
+from backends.bases import ImageBase, TextBase
 from backends.decode import forward, pad_left, read_by_gates
 from backends.gates import GateEntry
+from backends.image import draw
 from backends.lent import Keys, lent
 from backends.rows import HELD_OUT, read_rows, rows_file
 from backends.score import Scores, score
@@ -33,9 +37,9 @@ def of_entry(entry: GateEntry, **others: Any) -> Keys:
 
 @lent(few, of_entry)
 def choices(
-    base: TextBase, entry: GateEntry, prompts: Sequence[str], masked: tuple[str, ...] = (), chat: bool = True
+    base: Base, entry: GateEntry, prompts: Sequence[str], masked: tuple[str, ...] = (), chat: bool = True
 ) -> Trace:
-    """What every gate chooses for prompts.
+    """What every gate chooses for prompts; where a base draws, the mean over the denoising steps of a picture of each.
 
     Args:
         base: on which the gates were trained.
@@ -50,6 +54,12 @@ def choices(
     if not prompts:
         raise AdapterError("there is no prompt", None, "Give at least one.")
     shown = [Variant(entry.name, entry.weighting(masked))] * len(prompts)
+    if not isinstance(base, TextBase):
+        assert isinstance(base, ImageBase)
+        *_, sheet = draw(base, shown[:1], prompts)
+        courses = [course for row in sheet.courses[0] for course in row if course]
+        means = torch.stack([course.by_gate for course in courses], dim=1)
+        return Trace(courses[0].sites, courses[0].experts, means)
     live = Gated(base.model, pool_of(base, shown[:1]))
     live.set_rows(live.pool.row_weights([variant.weighting for variant in shown]), routes_of(base, shown))
     ids, mask = pad_left([encode(base, prompt, chat) for prompt in prompts], base.device)

@@ -23,7 +23,8 @@ from mole.gate import BASE, Gates
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
 
-ASSETS = Path(__file__).parents[1] / "assets" / "text" / "gates"
+ASSETS = {kind: Path(__file__).parents[1] / "assets" / kind / "gates" for kind in ("text", "image")}
+"""Folders of the gates that ship, by what their bases make."""
 KEPT = 8
 """Gates kept in memory: the latest."""
 
@@ -66,13 +67,13 @@ class GateEntry:
         return Weighting(tuple((key, 1.0) for key in self.experts), gates=self.key, masked=masked)
 
 
-def builtin() -> list[GateEntry]:
-    """The gates that ship with the app, by name.
+def builtin(kind: str = "text") -> list[GateEntry]:
+    """The gates that ship with the app for bases of a kind, by name.
 
     Raises:
         AdapterError: when some are damaged.
     """
-    return [_keep(path.parent, "built-in") for path in sorted(ASSETS.glob(f"*/{checkpoint.CONFIG}"))]
+    return [_keep(path.parent, "built-in") for path in sorted(ASSETS[kind].glob(f"*/{checkpoint.CONFIG}"))]
 
 
 def add_folder(path: str | Path) -> GateEntry:
@@ -116,9 +117,10 @@ def entry(key: str) -> GateEntry:
     with _lock:
         found = _entries.get(key)
     if found is None:  # what was trained outlives the process
-        for config in [*(home() / "gates").glob(f"*/*/{checkpoint.CONFIG}"), *ASSETS.glob(f"*/{checkpoint.CONFIG}")]:
+        shipped = [path for folder in ASSETS.values() for path in folder.glob(f"*/{checkpoint.CONFIG}")]
+        for config in [*(home() / "gates").glob(f"*/*/{checkpoint.CONFIG}"), *shipped]:
             if key_of(config.parent) == key:
-                return _keep(config.parent, "built-in" if ASSETS in config.parents else "trained")
+                return _keep(config.parent, "built-in" if config in shipped else "trained")
         raise AdapterError("there are no gates with this key", str(key)[:40], "Train or add them first.")
     return found
 

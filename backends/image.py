@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -22,7 +22,9 @@ from backends.streamed import streamed
 from backends.variants import Variant, pool_of
 from lego.errors import AdapterError
 from mole.gated import Gated
+from mole.trace import Course
 
+T = TypeVar("T")
 __all__ = ["SCHEDULERS", "Drawing", "Sheet", "Variant", "draw"]
 
 
@@ -36,6 +38,7 @@ class Sheet:
         finished: whether all pictures are.
         seconds: since the start.
         previews: whether some pictures are cheap ones of unfinished latents.
+        courses: what gates chose for each finished picture at every step, in the order of ``pictures``; None without gates.
     """
 
     pictures: tuple[tuple[tuple[Image | None, ...], ...], ...]
@@ -44,6 +47,7 @@ class Sheet:
     finished: bool
     seconds: float
     previews: bool
+    courses: tuple[tuple[tuple[Course | None, ...], ...], ...] = ()
 
 
 def expected(
@@ -147,16 +151,18 @@ class Work:
 
     def sheet(self) -> Sheet:
         """What the rows hold now."""
-        variants, prompts, seeds = self.shape
-        rows = iter(self.rows)
-        pictures = tuple(
-            tuple(tuple(next(rows).picture for _ in range(seeds)) for _ in range(prompts)) for _ in range(variants)
-        )
         return Sheet(
-            pictures=pictures,
+            pictures=self.table([row.picture for row in self.rows]),
             step=self.step,
             steps=self.steps,
             finished=all(row.finished for row in self.rows),
             seconds=time.perf_counter() - self.start,
             previews=any(row.picture is not None and not row.finished for row in self.rows),
+            courses=self.table([row.course for row in self.rows]),
         )
+
+    def table(self, values: Sequence[T]) -> tuple[tuple[tuple[T, ...], ...], ...]:
+        """One value a row as [variant][prompt][seed]."""
+        variants, prompts, seeds = self.shape
+        rest = iter(values)
+        return tuple(tuple(tuple(next(rest) for _ in range(seeds)) for _ in range(prompts)) for _ in range(variants))

@@ -20,6 +20,8 @@ from backends.pipelines import ImageBase
 from backends.variants import Variant, routes_of
 from lego.errors import AdapterError
 from mole.gated import EVERYWHERE, Gated
+from mole.sites import Site
+from mole.trace import Course, row_courses
 
 TEXT = "text_encoder"
 """What the names of the modules of all text encoders begin with."""
@@ -33,6 +35,7 @@ class Row:
         variant, prompt, seed: what is drawn.
         picture: a preview, in the end the picture; None before the first step.
         finished: whether it is the picture.
+        course: what gates chose for it at every step; None without gates, and before it is finished.
     """
 
     variant: Variant
@@ -40,6 +43,7 @@ class Row:
     seed: int
     picture: Image.Image | None = None
     finished: bool = False
+    course: Course | None = None
 
 
 class Painting:
@@ -59,6 +63,7 @@ class Painting:
         """
         self.base, self.live, self.rows, self.drawing, self.after = base, live, rows, drawing, after
         self.attached = ExitStack()
+        self.of_texts: list[dict[str, Tensor]] = []
         live.prompt = EVERYWHERE
         weights = live.pool.row_weights([row.variant.weighting for row in rows])
         self.of_text = {module: given for module, given in weights.items() if module.startswith(TEXT)}
@@ -85,6 +90,9 @@ class Painting:
             made = pipeline(prompts, generator=generators, callback_on_step_end=step, **arguments)
         for row, picture in zip(self.rows, made.images, strict=True):
             row.picture, row.finished = picture, True
+        for route in self.live.routes:
+            for number, course in row_courses(route, dict(enumerate(self.of_texts))).items():
+                self.rows[number].course = course
 
     def encoder(self, encode: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         """The pipeline's ``encode_prompt``, with every row's own adapters on the text encoders and nothing encoded twice."""
@@ -100,10 +108,21 @@ class Painting:
                     bound.arguments[name] = [value[first] for first in firsts]
             self.weigh({module: given[firsts] for module, given in self.of_text.items()}, variants)
             encoded = encode(*bound.args, **bound.kwargs)
+            chosen = self.chosen_of_texts(len(firsts))
+            self.of_texts = [chosen[place] for place in places]
             self.weigh(self.of_rest, [row.variant for row in self.rows])
             return tuple(spread(value, places, len(firsts)) for value in encoded)
 
         return once
+
+    def chosen_of_texts(self, count: int) -> list[dict[str, Tensor]]:
+        """What the gates of the text encoders chose for each text; prompts are encoded first, negative ones after them."""
+        found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+        for route in self.live.routes:
+            for site, chosen in (*route.earlier, route.chosen)[0].items():
+                for place, row in enumerate(route.rows):
+                    found[row][site] = chosen[place]
+        return found
 
     def encoding(self, number: int) -> tuple[object, ...]:
         """What decides a row's text embeddings: the text, the weights on the text encoders, the gates that change these."""
@@ -119,10 +138,8 @@ class Painting:
         """
         self.attached.close()
         routes = routes_of(self.base, variants)
-        for site in (site for route in routes for site in route.gates.sites):
-            if len({module.startswith(TEXT) for module in site.modules}) > 1:
-                what = "one gate decides for text encoder and denoiser at once, which run apart"
-                raise AdapterError(what, site.name or "network", "Use gates per block, layer or module.")
+        for route in routes:
+            check_apart(route.gates.sites)
         self.live.set_rows(weights, routes)
         self.attached.enter_context(self.live)
 
@@ -137,6 +154,18 @@ class Painting:
             return
         for row, pixels in zip(self.rows, found(latents), strict=True):
             row.picture = picture_of(pixels)
+
+
+def check_apart(sites: Sequence[Site]) -> None:
+    """Refuse gates that nothing can draw with.
+
+    Raises:
+        AdapterError: when one decides for text encoder and denoiser at once.
+    """
+    for site in sites:
+        if len({module.startswith(TEXT) for module in site.modules}) > 1:
+            what = "one gate decides for text encoder and denoiser at once, which run apart"
+            raise AdapterError(what, site.name or "network", "Use gates per block, layer or module.")
 
 
 def spread(value: Any, places: Sequence[int], count: int) -> Any:

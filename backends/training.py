@@ -66,6 +66,8 @@ def samples_of(base: Base, recipe: GateRecipe, folder: Path) -> Samples:
         AdapterError: when they are missing, malformed, or not what such a base learns from.
     """
     if isinstance(base, TextBase):
+        if recipe.guidance:
+            raise AdapterError("guidance is for bases that draw", base.info.id, "Leave it out of the recipe.")
         from backends.training_text import TextSamples
 
         return TextSamples(base, recipe, folder)
@@ -109,6 +111,10 @@ class Training:
         Gated(base.model, pool)  # refuses LoRAs of another base
         with base.lock, torch.no_grad():
             sites = find_sites(base.model, pool.modules, recipe.gates.granularity, self.samples.look)
+        if isinstance(base, ImageBase):
+            from backends.painting import check_apart
+
+            check_apart(sites)
         self.gates = Gates.fresh(recipe.gates, keys, sites, pool)
         self.trainer = Trainer(self.samples.model, pool, self.gates, self._batch_of, self.samples.loss, recipe.training)
 
@@ -120,14 +126,14 @@ class Training:
         return self.samples.batch(self.mixture.take(step * count, count), draw)
 
     def expected_seconds(self) -> float:
-        """How long the training will take, from a forward pass over samples of middling size."""
+        """How long the training will take, from forward passes of gates and all over samples of middling size."""
         with self.base.lock:
             batch = self.samples.batch(self.samples.middling(), "")
         times = []
         for _ in range(3):
             with self.base.lock, torch.no_grad():
                 start = time.perf_counter()
-                self.samples.model(**batch.inputs)
+                self.trainer.gated(batch)
                 times.append((time.perf_counter() - start) / len(batch))
         took = min(times)
         training = self.recipe.training

@@ -97,7 +97,6 @@ def create() -> CompareTab:
         marks = gr.Checkbox(True, label="Mark differences to the base", **bare)
         stamp = gr.Checkbox(True, label="Recipe in the files", visible=False, **bare)
     progress, grid = gr.HTML(), gr.HTML(IDLE, label="Comparison")
-    gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
     settings = variants, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, marks, save_json, save_html
     return CompareTab(*settings, *actions, progress, grid, gr.State(None), writing, draw, stamp)

@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from lego import Method, Parameter, method, methods
 
+LONGEST = 500
+"""Characters of a text."""
 RANKS = ("0.5r", "r", "2r", "3r", "95%", "all")
 
 LABELS = {
@@ -73,11 +75,14 @@ def read_one(name: str, values: Sequence[Any]) -> dict[str, Any]:
     return read(method(name), values)
 
 
-def field_control(name: str, field: FieldInfo) -> Component:
-    """The component in which one field of a config is set."""
-    label, info, kind = LABELS.get(name, name.replace("_", " ").capitalize()), field.description, field.annotation
+def field_control(name: str, field: FieldInfo, label: str | None = None) -> Component:
+    """The component in which one field of a config is set; under its own label, or one that tells it from others of its name."""
+    label = label or LABELS.get(name, name.replace("_", " ").capitalize())
+    info, kind = field.description, field.annotation
     if kind is bool:
         return gr.Checkbox(field.default, label=label, info=info)
+    if kind is str:
+        return gr.Textbox(field.default, label=label, info=info, max_length=LONGEST)
     if get_origin(kind) is Literal:
         return gr.Radio(list(get_args(kind)), value=field.default, label=label, info=info)
     low = next((found for limit in field.metadata if (found := getattr(limit, "ge", None)) is not None), None)

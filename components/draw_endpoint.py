@@ -7,11 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from backends import bases
 from components import drawing, endpoints, export, kinds
 from components.gallery import Gallery
 from components.messages import told
-from components.shelf import checked_base
+from components.shelf import builtin_base, checked_base
 from components.work import loading
 from lego import AdapterError
 
@@ -58,17 +57,11 @@ def draw_pictures(
     sides = " × ".join(map(str, size or ()))
     columns = endpoints.columns_of(variants, len(prompts))
     wanted = drawing.read(steps, guidance, ", ".join(map(str, noise)), str(scheduler), str(negative), sides)
-    base_id = checked_base(base) if base else _builtin()
+    base_id = checked_base(base) if base else builtin_base(kinds.IMAGE)
     if loading(base_id).base().info.kind != kinds.IMAGE:
         raise AdapterError("writes texts", base_id, "Call /compare, or name a base that draws.")
     *_, (_, found) = drawing.run(base_id, columns, prompts, wanted, str(judge))
     return _told(found, bool(recipe))
-
-
-def _builtin() -> str:
-    if bases.IMAGE not in [info.id for info in bases.catalogue()]:
-        raise AdapterError("no base that draws is built in here", None, "Name one: a hub id or a folder.")
-    return bases.IMAGE
 
 
 def _told(found: Gallery, recipe: bool) -> dict[str, Any]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from components.palette import BRICK, DIVERGING, NEUTRAL, SCALE, adapter_colour, cluster_colour
+from components.palette import NEUTRAL, SCALE, adapter_colour, cluster_colour
 
 GRID = "rgba(140, 132, 124, .22)"
 COLOURINGS = ("adapter", "cluster", "layer", "norm")
@@ -64,7 +62,7 @@ def unit_map(points: Points, groups: Sequence[Group], colour: str, selected: Col
     for rows, marker, name in _layers(points, groups, colour):
         figure.add_trace(_scatter(points, groups, rows, marker, name, shown))
     axis = {"showgrid": True, "gridcolor": GRID, "zeroline": False, "showticklabels": False, "title": None}
-    _style(figure, height=540)
+    style(figure, height=540)
     figure.update_layout(margin={"l": 8, "r": 8, "t": 36, "b": 8})
     figure.update_layout(
         xaxis=axis,
@@ -89,7 +87,7 @@ def _layers(points: Points, groups: Sequence[Group], colour: str) -> list[tuple[
     values = points.layer if colour == "layer" else points.norm
     bar: dict = {"title": {"text": colour, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.8}
     if colour == "layer" and points.blocks:
-        bar |= {"title": {"text": points.along, "side": "right"}, **_every(points.blocks)}
+        bar |= {"title": {"text": points.along, "side": "right"}, **every(points.blocks)}
     return [(everything, {"color": values, "colorscale": SCALE, "showscale": True, "colorbar": bar}, "units")]
 
 
@@ -127,7 +125,7 @@ def clusters_of_module(owner: np.ndarray, cluster: np.ndarray, groups: Sequence[
         counts = np.bincount(cluster[owner == j], minlength=cluster.max() + 1)[order]
         hover = f"cluster %{{x}}: %{{y}} units of {group.name}<extra></extra>"
         figure.add_bar(x=names, y=counts, name=group.name, marker_color=group.colour, hovertemplate=hover)
-    _style(figure, height=360)
+    style(figure, height=360)
     figure.update_layout(
         barmode="stack",
         bargap=0.25,
@@ -160,7 +158,7 @@ def clusters_by_layer(points: Points, groups: Sequence[Group]) -> go.Figure:
         hover = f"{points.along} %{{x}}: %{{y}} clusters mix {count} adapters<extra></extra>"
         colour = MIXED[min(count - 2, len(MIXED) - 1)]
         figure.add_bar(x=shown, y=mixed[count], name=f"{count} mixed", marker_color=colour, hovertemplate=hover)
-    _style(figure, height=360)
+    style(figure, height=360)
     figure.update_layout(
         barmode="stack",
         bargap=0.2,
@@ -182,109 +180,23 @@ def per_module(
         z=values, x=list(layers), y=list(kinds), colorscale=SCALE, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar
     )
     figure = go.Figure(heat)
-    _style(figure, height=110 + 30 * max(3, len(kinds)))
+    style(figure, height=110 + 30 * max(3, len(kinds)))
     across = {"title": along, "automargin": True}
     figure.update_layout(xaxis=across, yaxis={"autorange": "reversed", "automargin": True, "ticks": ""})
     return figure
 
 
-def gate_map(rows: Sequence[str], groups: Sequence[Group], shares: np.ndarray, title: str = "") -> go.Figure:
-    """What every gate chose: gates as rows in the model's order, LoRAs as columns; ``shares`` is [gates, LoRAs], 0 to 1."""
-    return _gate_map(rows, groups, shares, title, {"zmin": 0, "zmax": 1, "colorscale": SCALE}, "%{z:.1%}")
-
-
-def gate_changes(rows: Sequence[str], groups: Sequence[Group], change: np.ndarray, title: str = "") -> go.Figure:
-    """How choices differ between two prompts, in the same layout; ``change`` is [gates, LoRAs], -1 to 1."""
-    return _gate_map(rows, groups, change, title, {"zmin": -1, "zmax": 1, "colorscale": DIVERGING}, "%{z:+.1%}")
-
-
-def _gate_map(
-    rows: Sequence[str], groups: Sequence[Group], values: np.ndarray, title: str, scale: dict, shown: str
-) -> go.Figure:
-    bar = {
-        "orientation": "h",
-        "thickness": 8,
-        "outlinewidth": 0,
-        "tickformat": ".0%",
-        "y": 0,
-        "yanchor": "top",
-        "nticks": 5,
-    }
-    columns, places = list(range(len(groups))), list(range(len(rows)))
-    told = [[f"{row}: {escape(group.name)}" for group in groups] for row in rows]
-    hover = f"%{{text}} {shown}<extra></extra>"
-    heat = go.Heatmap(
-        z=values,
-        x=columns,
-        y=places,
-        text=told,
-        xgap=1,
-        ygap=int(len(rows) <= 60),
-        hovertemplate=hover,
-        colorbar=bar,
-        **scale,
-    )
-    figure = go.Figure(heat)
-    _style(figure, height=160 + min(800, 16 * max(6, len(rows))))
-    plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
-    top = {
-        "side": "top",
-        "tickangle": -30,
-        "ticklabeloverflow": "allow",
-        "title": {"text": title, "standoff": 6, "font": {"size": 13}},
-    }
-    names = [_named(group) for group in groups]
-    figure.update_layout(
-        margin={"l": 8, "r": 84, "t": 8, "b": 40},  # the last name leans to the right
-        xaxis={**plain, **top, "tickvals": columns, "ticktext": names},
-        yaxis={**plain, "autorange": "reversed", "ticksuffix": "\u00a0", **_every(rows)},
-    )
-    return figure
-
-
-def _named(group: Group) -> str:
-    """A LoRA's name behind a brick of its colour."""
-    name = group.name if len(group.name) <= 18 else f"{group.name[:17]}…"
-    return f'<span style="color:{group.colour};fill:{group.colour}">■</span> {escape(name)}'
-
-
-def _every(rows: Sequence[str]) -> dict:
+def every(rows: Sequence[str]) -> dict:
     """Labels of rows, as many as there is room for."""
     step = -(-len(rows) // 50)
     places = range(0, len(rows), max(1, step))
     return {"tickvals": list(places), "ticktext": [rows[place] for place in places]}
 
 
-def curves(steps: Sequence[int], lines: dict[str, tuple[Sequence[float], float | None]], most: int) -> go.Figure:
-    """Measures over training steps, one below the other, each with a dotted line where gates that trust all alike are.
-
-    Args:
-        steps: the steps done.
-        lines: for each measure its value at every step, and where the dotted line is, if it has one.
-        most: steps in all.
-    """
-    figure = make_subplots(
-        rows=len(lines), cols=1, shared_xaxes=True, vertical_spacing=0.13, subplot_titles=list(lines)
-    )
-    for row, (name, (values, level)) in enumerate(lines.items(), 1):
-        hover = f"step %{{x}}: {name} %{{y:.3f}}<extra></extra>"
-        line = go.Scatter(x=steps, y=values, mode="lines+markers", name=name, hovertemplate=hover)
-        figure.add_trace(line.update(line={"color": BRICK, "width": 2}, marker={"size": 5}), row=row, col=1)
-        if level is not None:
-            figure.add_hline(level, row=row, col=1, line={"dash": "dot", "color": NEUTRAL, "width": 1})
-    _style(figure, height=420)
-    figure.update_layout(showlegend=False, margin={"l": 48, "r": 12, "t": 28, "b": 40})
-    figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=4, automargin=True)
-    figure.update_xaxes(gridcolor=GRID, zeroline=False, range=[0, most + 0.5], dtick=max(1, -(-most // 8)))
-    figure.update_xaxes(title="step", row=len(lines))
-    return figure
-
-
 def empty(text: str) -> go.Figure:
     """A figure that says why there is nothing to see."""
     figure = go.Figure()
-    _style(figure, height=300)
+    style(figure, height=300)
     note = {"text": text, "showarrow": False, "font": {"size": 15, "color": NEUTRAL}, "xref": "paper", "yref": "paper"}
     figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False}, annotations=[{**note, "x": 0.5, "y": 0.5}])
     return figure
@@ -301,7 +213,8 @@ def _count(title: str) -> dict:
     }
 
 
-def _style(figure: go.Figure, height: int) -> None:
+def style(figure: go.Figure, height: int) -> None:
+    """What all figures share: no background, the page's own font, a quiet mode bar."""
     figure.update_layout(
         template="none",
         height=height,

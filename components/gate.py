@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from backends import gates as store
-from backends.gated import choices
-from backends.gates import GateEntry
-from backends.text import Sampling, generate
-from components import adding, compare, comparison, examples, export, figures, fragments, gating, kinds, training
+from backends.image import Drawing
+from components import adding, choosing, compare, examples, export, fragments, gating, kinds, training
 from components.adding import AddBox
+from components.drawing import MOST_STEPS, read
 from components.messages import told
-from components.session import Column, Gating, Session, without
+from components.session import Gating, Session, without
 from components.shelf import gates_of, shelf
 from components.training import TrainBox
 from components.work import loading
 from lego import AdapterError
 
-ANSWER = 32
-"""Tokens of an answer: enough to see what a mask changes."""
 NOTHING = fragments.empty(
     "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
 )
-NONE_DRAW = fragments.empty("No trained gates for this base", "Add a folder or files of gates below.")
-IN_PICTURES = "What gates choose while pictures are drawn is not shown here yet; their pictures are, in Compare."
-BESIDE, DIFFERENCE = "beside the first", "as the difference"
+SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -46,9 +39,11 @@ class GateTab:
     other: gr.Textbox
     look: gr.Button
     view: gr.Radio
+    painting: gr.Row
+    steps: gr.Slider
+    seed: gr.Number
     progress: gr.HTML
-    first: gr.Plot
-    second: gr.Plot
+    plots: list[gr.Plot]
     masks: gr.CheckboxGroup
     answers: gr.HTML
     keep: gr.Button
@@ -59,12 +54,13 @@ class GateTab:
     @property
     def asked(self) -> list[Any]:
         """What ``look`` reads beside the session, in its order."""
-        return [self.visited, self.seen, self.shown, self.prompt, self.other, self.view, self.masks]
+        prompts = [self.prompt, self.other, self.view]
+        return [self.visited, self.seen, self.shown, *prompts, self.masks, self.steps, self.seed]
 
     @property
     def pictures(self) -> list[Any]:
         """What ``look`` fills."""
-        return [self.progress, self.first, self.second, self.answers, self.seen]
+        return [self.progress, *self.plots, self.answers, self.seen]
 
 
 def create() -> GateTab:
@@ -98,17 +94,25 @@ def _looking() -> tuple[Any, ...]:
         other = gr.Textbox("", label="Another prompt", placeholder="to see how choices change; may stay empty", **limit)
     with gr.Row(elem_classes="by-actions"):
         look = gr.Button("Show choices", scale=0, min_width=150)
-        view = gr.Radio([BESIDE, DIFFERENCE], value=BESIDE, label="Show the other prompt", min_width=250)
+        ways = [choosing.BESIDE, choosing.DIFFERENCE]
+        view = gr.Radio(ways, value=choosing.BESIDE, label="Show the other prompt", min_width=250)
+    with gr.Row(visible=False) as painting:
+        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=200)
+        seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
     progress = gr.HTML()
+    plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
     with gr.Row():
-        plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
-        first = gr.Plot(label="Choices", elem_id="choices", **plain)
-        second = gr.Plot(label="Choices for the other prompt", elem_id="other-choices", **plain)
-    info = "Tick what the gates may not use: the others share its weight, and the answer without it appears at once."
+        plots = [gr.Plot(label="Choices", elem_id="choices", **plain)]
+        plots.append(gr.Plot(label="Choices for the other prompt", elem_id="other-choices", **plain))
+    plain["min_width"] = 360
+    with gr.Row():
+        plots.append(gr.Plot(label="Choices step by step", elem_id="course", **plain))
+        plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
+    info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
     masks = gr.CheckboxGroup([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")
     keep = gr.Button("Add this mask to Compare", visible=False, scale=0)
-    return prompt, other, look, view, progress, first, second, masks, answers, keep
+    return prompt, other, look, view, painting, steps, seed, progress, plots, masks, answers, keep
 
 
 def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any, ...]:
@@ -117,8 +121,7 @@ def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any
     keys = [found.key for found in reversed(session.gates)]
     if not keys:
         no_file = gr.DownloadButton(interactive=False)
-        empty = NONE_DRAW if kinds.of_base(session.base) == kinds.IMAGE else NOTHING
-        return gr.Dropdown([], value=None), empty, gr.Column(visible=False), gr.skip(), no_file
+        return gr.Dropdown([], value=None), NOTHING, gr.Column(visible=False), gr.skip(), no_file
     mine = gates_of(session, shown if shown in keys else keys[0])
     found, entries = store.entry(mine.key), shelf(session)
     groups = gating.groups_of(session, gating.columns_of(found), entries)
@@ -151,15 +154,17 @@ def look(
     other: str,
     view: str,
     masked: list[str],
+    steps: int,
+    seed: float | None,
 ) -> Iterator[tuple]:
-    """Show what the gates choose for the prompts, then let them answer, with all LoRAs and without the masked ones."""
-    session = kinds.own(session)
+    """Show what the gates choose for the prompts, and let them answer, with all LoRAs and without the masked ones."""
+    session, silent = kinds.own(session), (*choosing.NOTHING, gr.skip())
     prompts = [text.strip() for text in (prompt, other) if text.strip()]
-    asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)))
+    asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)), steps, seed)
     if not visited or not session.gates or seen == asked:
         return
     if not prompts:
-        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *(gr.skip(),) * 3, asked
+        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked
         return
     compare.check_prompts(prompts)
     mine = gates_of(session, shown)
@@ -167,54 +172,20 @@ def look(
     mask = gating.checked_mask(found, masked)
     coming = loading(session.base)
     for _ in coming.watch():
-        yield compare.awaited(coming), *(gr.skip(),) * 4
+        yield compare.awaited(coming), *silent, gr.skip()
+    given = (session, mine, found, mask, prompts, view)
     if coming.base().info.kind == kinds.IMAGE:
-        yield fragments.subtle(IN_PICTURES), *(gr.skip(),) * 3, asked
-        return
-    yield fragments.progress("Asking the gates", None), *(gr.skip(),) * 4
-    drawn = pictures(
-        session, found, prompts, view, choices(coming.base(), found, prompts, mask, chats(session)).choices.numpy()
-    )
-    yield "", *drawn, gr.skip(), gr.skip()
-    for answers in answered(session, mine, mask, prompts):
-        yield "", gr.skip(), gr.skip(), answers, gr.skip()
-    yield "", gr.skip(), gr.skip(), gr.skip(), asked
+        states = choosing.drawn(*given, read(steps, None, str(int(seed or 0)), "", "", ""))
+    else:
+        states = choosing.written(*given)
+    for line, plots, answers in states:
+        yield line, *plots, answers, gr.skip()
+    yield "", *silent, asked
 
 
-def chats(session: Session) -> bool:
-    """Whether prompts are put into the base's chat template: where it has one."""
-    return loading(session.base).base().has_chat_template
-
-
-def pictures(
-    session: Session, found: GateEntry, prompts: Sequence[str], view: str, chosen: np.ndarray
-) -> tuple[Any, Any]:
-    """The heat maps: of each prompt, or of how they differ; ``chosen`` is [gates, prompts, LoRAs]."""
-    rows = [gating.place_of(site.name) for site in found.saved.sites]
-    groups = gating.groups_of(session, gating.columns_of(found), shelf(session))
-    if len(prompts) > 1 and view == DIFFERENCE:
-        change = chosen[:, 1] - chosen[:, 0]
-        title = "Other prompt less the first: how each gate's trust moves"
-        return gr.Plot(figures.gate_changes(rows, groups, change, title), visible=True), gr.Plot(visible=False)
-    titles = [escape(" ".join(text.split())[:48]) for text in prompts]
-    maps = [figures.gate_map(rows, groups, chosen[:, i], title) for i, title in enumerate(titles)]
-    return gr.Plot(maps[0], visible=True), gr.Plot(maps[1], visible=True) if len(maps) > 1 else gr.Plot(visible=False)
-
-
-def answered(session: Session, mine: Gating, mask: tuple[str, ...], prompts: list[str]) -> Iterator[str]:
-    """Answers as they grow, in one batch: with all LoRAs, and without the masked ones beside them."""
-    shown = [Column("all", "With all", mine.weighting(), session.slots(mine.experts))]
-    if mask:
-        kept = tuple(key for key in mine.experts if key not in mask)
-        name = without(session, mask, shelf(session))
-        shown.append(Column("masked", name.replace("without", "Without", 1), mine.weighting(mask), session.slots(kept)))
-    wanted = Sampling(max_new_tokens=ANSWER, chat=chats(session))
-    found = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
-    base = loading(session.base).base()
-    for grid in generate(base, [column.variant for column in shown], prompts, wanted):
-        found = found.filled(grid)
-        yield comparison.draw(found, marks=True, running=True, against="With all")
-    yield comparison.draw(found, marks=True, against="With all")
+def turn(session: Session) -> Any:
+    """How pictures are drawn, where the base draws."""
+    return gr.Row(visible=kinds.of_base(session.base) == kinds.IMAGE)
 
 
 def offer_mask(masked: list[str]) -> Any:
@@ -241,8 +212,8 @@ def finish(session: Session, made: Gating | None) -> tuple[Session, Any]:
     return session, gr.Dropdown([(each.name, each.key) for each in reversed(session.gates)], value=made.key)
 
 
-def wire(tab: GateTab, session: gr.State, selected: Any) -> None:
-    """Connect the tab's events; ``selected`` fires when the tab is opened."""
+def wire(tab: GateTab, session: gr.State, selected: Any, settled: Sequence[Any]) -> None:
+    """Connect the tab's events; ``selected`` fires when the tab is opened, ``settled`` are those after which the base is there."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
@@ -250,7 +221,9 @@ def wire(tab: GateTab, session: gr.State, selected: Any) -> None:
     prompts = [tab.prompt, tab.other]
     entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **private)
     entered.then(look, asked, tab.pictures, **model)
-    trained = training.wire(tab.train, session, entered)
+    trained = training.wire(tab.train, session, entered, settled)
+    for listen in (session.change, *(event.then for event in (entered, *settled))):
+        listen(turn, [session], [tab.painting], **private)
     trained.success(finish, [session, tab.train.made], [session, tab.shown], **quick)
     offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
     changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **private)
@@ -258,6 +231,7 @@ def wire(tab: GateTab, session: gr.State, selected: Any) -> None:
     chosen = tab.shown.input(refresh, [session, tab.shown, tab.masks], offered, **private)
     chosen.then(look, asked, tab.pictures, **model)
     showing = [tab.look.click, tab.prompt.submit, tab.other.submit, tab.view.input, tab.masks.input]
+    showing += [tab.steps.release, tab.seed.submit]
     gr.on(showing, look, asked, tab.pictures, trigger_mode="always_last", **model)
     tab.masks.change(offer_mask, [tab.masks], [tab.keep], **private)
     tab.keep.click(keep, [session, tab.shown, tab.masks], [session], **quick)

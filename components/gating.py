@@ -12,11 +12,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from backends.bases import TextBase
+from backends.captions import sets
 from backends.gates import GateEntry
 from backends.library import Entry
 from backends.rows import tasks
 from backends.training import Training
-from components import blocks, figures, fragments
+from components import blocks, figures, fragments, gate_figures
 from components.session import Gating, Session, expert_title
 from components.shelf import local
 from components.work import loading
@@ -31,14 +32,18 @@ MOST_SAMPLES = 10_000
 
 
 def recipe_of(
-    keys: Sequence[str], data: Sequence[Mapping[str, Any]], gates: Mapping[str, Any], training: Mapping[str, Any]
+    keys: Sequence[str],
+    data: Sequence[Mapping[str, Any]],
+    gates: Mapping[str, Any],
+    training: Mapping[str, Any],
+    guidance: Mapping[str, Any] | None = None,
 ) -> GateRecipe:
     """A training as a recipe.
 
     Args:
         keys: of the LoRAs.
-        data: each {"rows": task or file, "share": number}.
-        gates, training: fields of `GateConfig` and `TrainConfig`.
+        data: each {"rows": task, set, file or folder, "share": number}.
+        gates, training, guidance: fields of `GateConfig`, `TrainConfig`, `Guidance`; the last where captions alone are learned from.
 
     Raises:
         AdapterError: naming what is wrong with a setting.
@@ -46,9 +51,10 @@ def recipe_of(
     if not keys:
         raise AdapterError("no LoRAs are picked", None, "Pick at least two in the Library.")
     if not data:
-        raise AdapterError("there is nothing to train on", None, "Tick a task or add rows of your own.")
+        raise AdapterError("there is nothing to train on", None, "Tick something or add samples of your own.")
     sources = [{"path": key} for key in keys]
     document = {"sources": sources, "data": list(data), "gates": dict(gates), "training": dict(training)}
+    document |= {"guidance": dict(guidance)} if guidance is not None else {}
     recipe = GateRecipe.check(document, "The settings")
     samples = recipe.training.steps * recipe.training.batch
     if not local() and samples > MOST_SAMPLES:
@@ -65,6 +71,19 @@ def task_rows(names: Sequence[str], shares: Mapping[str, Any]) -> list[dict[str,
     known = tasks()
     if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no task {str(unknown[0])[:60]!r}", None, f"Built in: {', '.join(known)}.")
+    return [{"rows": name, "share": shares.get(name, 1.0)} for name in names]
+
+
+def set_rows(names: Sequence[str], shares: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Built-in sets of pictures with their shares, as a recipe's data.
+
+    Raises:
+        AdapterError: for a set that does not ship: a path would be a folder of this machine.
+    """
+    known = sets()
+    if unknown := [name for name in names if name not in known]:
+        told = ", ".join(known) or "none"
+        raise AdapterError(f"there is no set {str(unknown[0])[:60]!r} of pictures", None, f"Built in: {told}.")
     return [{"rows": name, "share": shares.get(name, 1.0)} for name in names]
 
 
@@ -136,7 +155,7 @@ class History:
         """Loss, balance and entropy over the steps; dotted: gates that trust all alike."""
         levels = self.loras * float(np.log(self.loras)), float(np.log(self.experts))
         lines = {"loss": (self.loss, None), "balance": (self.balance, levels[0]), "entropy": (self.entropy, levels[1])}
-        return figures.curves(self.steps, lines, most)
+        return gate_figures.curves(self.steps, lines, most)
 
 
 def line_of(progress: Progress, began: float) -> str:
@@ -203,7 +222,8 @@ def described(session: Session, found: GateEntry, gating: Gating, entries: Mappi
     where = f"{many} gates, one for each {config.granularity}" if many > 1 else f"One gate for the {config.granularity}"
     reads = "the LoRAs' outputs" if config.reads == "outputs" else "the hidden state"
     data = ", ".join(data.rows.rsplit("/", 1)[-1] for data in found.saved.recipe.data)
-    how = f"trained {found.saved.steps} steps of {training.batch} samples on {data}"
+    guided = " (captions alone)" if found.saved.recipe.guidance else ""
+    how = f"trained {found.saved.steps} steps of {training.batch} samples on {data}{guided}"
     settings = f"α {training.alpha:g}, {config.normalise}, seed {training.seed}"
     base = "" if gating.base == session.base else f" They need the base {found.saved.base.id}."
     return mixed + fragments.subtle(f"{where}, reading {reads}; {how} ({settings}).{base}")

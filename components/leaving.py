@@ -23,7 +23,7 @@ from backends.bases import home
 GRACE = float(os.environ.get("BRICKYARD_GRACE", 600))
 """Seconds for a tab to come back, as after a broken connection, before what it held is freed."""
 DAY = 24 * 3600
-PRIVATE = ("uploads", "rows", "restricted")
+PRIVATE = ("uploads", "rows", "captions", "restricted")
 """Folders of the cache whose content is for those who brought it only."""
 
 _holders: dict[Path, set[str]] = {}

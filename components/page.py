@@ -22,6 +22,7 @@ from components import (
     library,
     map,
     merge,
+    pictures,
     push,
     scoring,
 )
@@ -60,10 +61,10 @@ def build() -> gr.Blocks:
                 score_box = scoring.create()
         drop = dropping.create()
         hints.create(), glossary.create()
+        gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
         based = library.wire(library_tab, session, token)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
-        gate.wire(gate_tab, session, gate_page.select)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
         ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known]
         switched = top.other.click(header.switch, [session], ready, **SESSION)
@@ -73,6 +74,7 @@ def build() -> gr.Blocks:
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
+        gate.wire(gate_tab, session, gate_page.select, settled)
         compare.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)

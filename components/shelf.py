@@ -39,6 +39,19 @@ def checked_base(name: object) -> str:
     return wanted
 
 
+def builtin_base(kind: str) -> str:
+    """The id of the base that is built in for a kind.
+
+    Raises:
+        AdapterError: when there is none.
+    """
+    if kind != kinds.IMAGE:
+        return bases.BUILTIN
+    if bases.IMAGE not in [info.id for info in bases.catalogue()]:
+        raise AdapterError("no base that draws is built in here", None, "Name one: a hub id or a folder.")
+    return bases.IMAGE
+
+
 @lru_cache(maxsize=2)
 def builtin(kind: str = kinds.TEXT) -> tuple[Entry, ...]:
     """The adapters that ship with the app for one kind of base; those for pictures are opened only where they are wanted."""
@@ -111,9 +124,18 @@ def named(name: object) -> Entry:
 
 def start_session(base: str) -> Session:
     """What a new visitor finds: three built-in adapters picked, and the built-in gates."""
-    known = {entry.key for entry in builtin()}
-    own = tuple(as_gating(found, found.saved.base.id) for found in gates.builtin() if set(found.experts) <= known)
-    return Session(base=base, picks=start_picks(kinds.of_base(base) or kinds.TEXT), gates=own)
+    kind = kinds.of_base(base) or kinds.TEXT
+    return with_gates(Session(base=base, picks=start_picks(kind)), kind)
+
+
+def with_gates(session: Session, kind: str) -> Session:
+    """The session with the built-in gates for bases of this kind that it does not have yet."""
+    have = {gating.key for gating in session.gates}
+    if not (new := [found for found in gates.builtin(kind) if found.key not in have]):
+        return session
+    known = {entry.key for entry in builtin(kind)}
+    own = (as_gating(found, found.saved.base.id) for found in new if set(found.experts) <= known)
+    return replace(session, gates=(*session.gates, *own))
 
 
 def start_picks(kind: str) -> tuple[Pick, ...]:
@@ -127,6 +149,7 @@ def start_picks(kind: str) -> tuple[Pick, ...]:
 def on_base(session: Session, base: str) -> Session:
     """The session on another base, with the picks that fit its kind; the built-in bases come with some."""
     session = kinds.turned(replace(session, base=base))
+    session = with_gates(session, kinds.of_base(base) or kinds.TEXT)
     if session.picks or base not in (bases.BUILTIN, bases.IMAGE):
         return session
     return replace(session, picks=start_picks(kinds.of_base(base) or kinds.TEXT))
@@ -155,7 +178,7 @@ def named_gates(name: object) -> GateEntry:
     Raises:
         AdapterError: when there are none.
     """
-    for found in gates.builtin():
+    for found in (*gates.builtin(kinds.TEXT), *gates.builtin(kinds.IMAGE)):
         if name in (found.key, found.name):
             return found
     if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}", name):

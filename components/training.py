@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -12,14 +13,14 @@ import gradio as gr
 
 from backends import device
 from backends import gates as store
-from backends.rows import tasks
 from backends.training import Training
 from backends.training_lent import LentTraining, begin
-from components import controls, examples, figures, fragments, gating, kinds, making, queueing, uploads
+from components import controls, figures, fragments, gate_figures, gating, making, queueing, training_data
 from components.compare import awaited
 from components.messages import told
 from components.session import Gating, Session
 from components.shelf import as_gating, shelf
+from components.training_data import DataBox
 from components.work import REDRAWN, forget, loading, stop_of
 from lego import AdapterError
 from mole.cli import clock
@@ -27,28 +28,20 @@ from mole.gate import GateConfig
 from mole.recipe import GateRecipe
 from mole.train import Progress, TrainConfig
 
-GATES = ("granularity", "reads", "normalise", "base_expert")
-"""`pooling: flatten` needs samples of one length, which texts do not have."""
+GATES = ("granularity", "reads", "pooling", "normalise", "base_expert")
+POOLING = GATES.index("pooling")
+"""``flatten`` needs samples of one length, which pictures are and texts are not: it is shown where a base draws."""
 TRAINING = ("steps", "batch", "alpha", "lr", "seed")
 SELDOM = ("warmup", "weight_decay", "clip", "calibration")
 """`micro_batch` finds itself: where memory runs out, the batch comes in smaller parts."""
-MOST_SHARE = 100
-NOT_YET = (
-    "Gates for a base that draws pictures cannot be trained on this page yet. Trained ones can be added beside this, "
-    "masked, and compared."
-)
 
 
 @dataclass(frozen=True)
 class TrainBox:
     """The components of the section that events need."""
 
-    panel: gr.Column
     sources: gr.HTML
-    tasks: gr.CheckboxGroup
-    shares: list[gr.Number]
-    file: gr.File
-    file_share: gr.Number
+    data: DataBox
     values: list[Any]
     name: gr.Textbox
     cost: gr.HTML
@@ -65,7 +58,12 @@ class TrainBox:
     @property
     def settings(self) -> list[Any]:
         """What decides a training, in the order of ``read``."""
-        return [self.tasks, self.file, self.file_share, *self.shares, *self.values]
+        return [*self.data.settings, *self.values]
+
+    @property
+    def turned(self) -> list[Any]:
+        """What ``turn`` shows or hides."""
+        return [self.data.writing, self.data.drawing, self.values[POOLING]]
 
     @property
     def running(self) -> list[Any]:
@@ -76,42 +74,21 @@ class TrainBox:
 def create_settings() -> tuple[Any, ...]:
     """The left column: what is mixed, data, settings."""
     sources = gr.HTML()
-    with gr.Column(elem_classes="plain") as panel:
-        gr.HTML(fragments.heading("What they learn from", "Questions with answers; held-out rows are never used."))
-        names = gr.CheckboxGroup(sorted(tasks()), label="Training tasks")
-        with gr.Row(elem_classes="by-shares"):
-            shares = [
-                gr.Number(
-                    1,
-                    label=f"Share of {name}",
-                    minimum=0.01,
-                    maximum=MOST_SHARE,
-                    step=0.5,
-                    visible=False,
-                    min_width=110,
-                )
-                for name in sorted(tasks())
-            ]
-        with gr.Accordion("Rows of your own", open=False):
-            about = 'One JSON object a line: {"prompt": "…", "answer": "…"}'
-            file = gr.File(label="Rows (JSONL)", file_types=[".jsonl", ".json", ".txt"], height=120)
-            gr.HTML(fragments.subtle(about))
-            file_share = gr.Number(1, label="Share of your rows", minimum=0.01, maximum=MOST_SHARE, step=0.5)
-        gr.HTML(fragments.heading("The gates"))
-        fields = {**GateConfig.model_fields, **TrainConfig.model_fields}
-        values = [controls.field_control(name, fields[name]) for name in GATES]
-        with gr.Row():
-            values += [controls.field_control(name, fields[name]) for name in TRAINING]
-        with gr.Accordion("More about the training", open=False), gr.Row():
-            values += [controls.field_control(name, fields[name]) for name in SELDOM]
-        name = gr.Textbox(
-            label="Name of the gates", placeholder="named after what they are", max_length=making.NAME_LIMIT
-        )
-        cost = gr.HTML(label="Expected time")
-        with gr.Row():
-            run_button = gr.Button("Train", variant="primary")
-            stop = gr.Button("Stop training", visible=False)
-    return panel, sources, names, shares, file, file_share, values, name, cost, run_button, stop
+    data = training_data.create()
+    gr.HTML(fragments.heading("The gates"))
+    fields = {**GateConfig.model_fields, **TrainConfig.model_fields}
+    values = [controls.field_control(name, fields[name]) for name in GATES]
+    values[POOLING].visible = False
+    with gr.Row():
+        values += [controls.field_control(name, fields[name]) for name in TRAINING]
+    with gr.Accordion("More about the training", open=False), gr.Row():
+        values += [controls.field_control(name, fields[name]) for name in SELDOM]
+    name = gr.Textbox(label="Name of the gates", placeholder="named after what they are", max_length=making.NAME_LIMIT)
+    cost = gr.HTML(label="Expected time")
+    with gr.Row():
+        run_button = gr.Button("Train", variant="primary")
+        stop = gr.Button("Stop training", visible=False)
+    return sources, data, values, name, cost, run_button, stop
 
 
 def create_charts() -> tuple[Any, ...]:
@@ -131,16 +108,12 @@ def read(session: Session, values: tuple[Any, ...]) -> GateRecipe:
     Raises:
         AdapterError: naming the setting that is wrong.
     """
-    count = len(tasks())
-    names, file, file_share, *rest = values
-    shares = dict(zip(sorted(tasks()), rest[:count], strict=True))
-    data = gating.task_rows(names or [], shares)
-    if file:
-        data.append({"rows": str(uploads.receive_rows(file)), "share": file_share})
-    given = dict(zip((*GATES, *TRAINING, *SELDOM), rest[count:], strict=True))
+    count = len(GATES) + len(TRAINING) + len(SELDOM)
+    data, guidance = training_data.read(session, values[:-count])
+    given = dict(zip((*GATES, *TRAINING, *SELDOM), values[-count:], strict=True))
     training = {name: given[name] for name in (*TRAINING, *SELDOM)}
-    keys = [pick.key for pick in session.picks]
-    return gating.recipe_of(keys, data, {name: given[name] for name in GATES}, training)
+    gates = {name: given[name] for name in GATES if name != "pooling" or training_data.draws(session)}
+    return gating.recipe_of([pick.key for pick in session.picks], data, gates, training, guidance)
 
 
 def sources(session: Session) -> str:
@@ -154,32 +127,21 @@ def sources(session: Session) -> str:
     return title + fragments.legend((group.name, (group.slot or 0,)) for group in groups)
 
 
-def offer(session: Session) -> tuple[Any, ...]:
-    """Say what will be mixed, and tick the tasks of the picked LoRAs; where it is pictures, that this is not here yet."""
-    entries = shelf(session)
-    fitting = [examples.task_of(entries[pick.key]) for pick in session.picks]
-    chosen = [task for task in dict.fromkeys(fitting) if task]
-    draws = kinds.of_base(session.base) == kinds.IMAGE
-    shown = sources(session) + (fragments.note(NOT_YET) if draws else "")
-    return gr.Column(visible=not draws), shown, gr.CheckboxGroup(value=chosen), *show_shares(chosen)
-
-
-def show_shares(names: list[str]) -> list[Any]:
-    """A number for every ticked task, once there are two."""
-    return [gr.Number(visible=name in names and len(names) > 1) for name in sorted(tasks())]
+def turn(session: Session) -> tuple[Any, ...]:
+    """Show what a base learns from that writes, or one that draws."""
+    draws = training_data.draws(session)
+    return gr.Column(visible=not draws), gr.Column(visible=draws), gr.Radio(visible=draws)
 
 
 def estimate(session: Session, *values: Any) -> Iterator[str]:
     """What the training would cost; what stands in its way is said here too, quietly."""
-    if kinds.of_base(session.base) == kinds.IMAGE:
-        return
     if device.lends():  # measuring would take a GPU each time
         return
     try:
-        recipe, keys = read(session, values), tuple(pick.key for pick in session.picks)
         coming = loading(session.base)
         for _ in coming.watch():
             yield awaited(coming)
+        recipe, keys = read(session, values), tuple(pick.key for pick in session.picks)
         yield fragments.subtle(gating.told_cost(gating.cost(session.base, keys, recipe), recipe))
     except AdapterError as error:
         yield fragments.note(str(error))
@@ -200,11 +162,11 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
     """Train gates, drawing every step; when it ends, however it ends, what was learned is kept."""
     busy = _buttons(busy=True)
     try:
-        recipe, stop = read(session, values), stop_of(ticket)
-        coming = loading(session.base)
+        stop, coming = stop_of(ticket), loading(session.base)
         for _ in coming.watch():
             yield awaited(coming), gr.skip(), gr.skip(), gr.skip(), None, *busy
-        yield fragments.progress("Reading the rows", None), gr.skip(), gr.skip(), gr.skip(), None, *busy
+        yield fragments.progress("Reading the samples", None), gr.skip(), gr.skip(), gr.skip(), None, *busy
+        recipe = read(session, values)
         training = begin(coming.base(), [pick.key for pick in session.picks], recipe)
         rows = [gating.place_of(site.name) for site in training.gates.sites]
         groups = gating.groups_of(session, training.gates.columns, shelf(session))
@@ -228,7 +190,7 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
 
 
 def _drawn(history: gating.History, last: Progress, rows: list[str], groups: list[figures.Group]) -> tuple[Any, Any]:
-    return history.chart(last.steps), figures.gate_map(rows, groups, last.shares.numpy(), "Choices in this step")
+    return history.chart(last.steps), gate_figures.gate_map(rows, groups, last.shares.numpy(), "Choices in this step")
 
 
 def ended(
@@ -262,16 +224,29 @@ def failed() -> tuple[Any, ...]:
     return "", *_buttons(busy=False)
 
 
-def wire(box: TrainBox, session: gr.State, entered: Any) -> Any:
-    """Connect the section's events; gives the event after which newly trained gates wait in ``made``."""
+def wire(box: TrainBox, session: gr.State, entered: Any, settled: Sequence[Any]) -> Any:
+    """Connect the section's events; gives the event after which newly trained gates wait in ``made``.
+
+    Args:
+        box, session: of the tab and the page.
+        entered: fires when the tab is opened.
+        settled: the events after which the base is there.
+    """
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    session.change(offer, [session], [box.panel, box.sources, box.tasks, *box.shares], **private)
-    box.tasks.input(show_shares, [box.tasks], box.shares, **private)
+    session.change(sources, [session], [box.sources], **private)
+    session.change(turn, [session], box.turned, **private)
+
+    ticked = [*box.data.tasks.both, *box.data.sets.both, box.data.offered]
+    session.change(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked, **private)
+    for mix in (box.data.tasks, box.data.sets):
+        mix.chosen.input(partial(training_data.shares_of, mix.names), [mix.chosen], mix.shares, **private)
+    box.data.way.input(training_data.show_guidance, [box.data.way], [box.data.guiding], **private)
     costly = {**private, "concurrency_limit": 2, "concurrency_id": "estimate"}
     asked = [session, *box.settings]
+    for event in (entered, *settled):
+        event.then(turn, [session], box.turned, **private)
     entered.then(estimate, asked, [box.cost], **costly)
-    changed = [component.input for component in (box.tasks, box.file_share, *box.shares, *box.values)]
-    changed += [box.file.upload, box.file.clear]
+    changed = [*box.data.changes, *(component.input for component in box.values)]
     gr.on(changed, estimate, asked, [box.cost], trigger_mode="always_last", **costly)
     clicked = box.run.click(start, None, [box.ticket, box.charts, box.progress, box.run, box.stop], **private)
     one = {**private, "concurrency_limit": 1, "concurrency_id": "training"}

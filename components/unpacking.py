@@ -5,7 +5,8 @@ from __future__ import annotations
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile, ZipInfo
 
@@ -13,10 +14,10 @@ from lego import AdapterError
 
 MOST_BYTES = 500 * 10**6
 """All wanted files of one zip together, unpacked."""
-MOST_ENTRIES = 1000
+MOST_ENTRIES = 2000
 """Entries of one zip, wanted or not."""
 CHUNK = 2**20
-AGAIN = "Pack it again without links, with nothing but the adapter's own files."
+AGAIN = "Pack it again without links, with nothing but what is needed."
 # Damaged (also in its compressed data, or cut off), compressed in a way that Python does not know, or encrypted.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
@@ -35,10 +36,20 @@ def unpack(file: Path, folder: Path, wanted: Callable[[str], bool]) -> list[Path
     Raises:
         AdapterError: when it is no readable zip, names places outside of it, holds links or one file twice, or too much.
     """
+    with opened(file) as (archive, members):
+        return _write(archive, [each for each in members if wanted(PurePosixPath(each.filename).name)], folder)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[tuple[ZipFile, list[ZipInfo]]]:
+    """A zip and its files, once nothing about their names and kinds is wrong.
+
+    Raises:
+        AdapterError: as `unpack`.
+    """
     try:
         with ZipFile(file) as archive:
-            members = checked(archive.infolist(), file.name)
-            return _write(archive, [each for each in members if wanted(PurePosixPath(each.filename).name)], folder)
+            yield archive, checked(archive.infolist(), file.name)
     except UNREADABLE as error:
         raise AdapterError(f"is not a readable zip ({error})", file.name) from error
 
@@ -70,13 +81,22 @@ def _write(archive: ZipFile, members: list[ZipInfo], folder: Path) -> list[Path]
         if target.exists():
             raise AdapterError(f"{path.name} is there twice", where.name, AGAIN)
         target.parent.mkdir(parents=True, exist_ok=True)
-        left -= _copy(archive, member, target, left)
+        left -= copy(archive, member, target, left)
         written.append(target)
     return written
 
 
-def _copy(archive: ZipFile, member: ZipInfo, target: Path, most: int) -> int:
-    """Write one file; counts what really comes, whatever the zip says of its size."""
+def copy(archive: ZipFile, member: ZipInfo, target: Path, most: int) -> int:
+    """Write one file; counts what really comes, whatever the zip says of its size.
+
+    Args:
+        archive, member: what is written.
+        target: the file.
+        most: bytes that it may have.
+
+    Raises:
+        AdapterError: when it has more.
+    """
     count = 0
     with archive.open(member) as source, target.open("wb") as out:
         while chunk := source.read(CHUNK):

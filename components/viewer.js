@@ -3,7 +3,8 @@ const dialog = element.querySelector('dialog');
 const find = (query) => dialog.querySelector(query);
 const [one, other, canvas, slide] = ['img.one', 'img.other', 'canvas', 'input[type=range]'].map(find);
 const [partner, gain, text, stage] = ['select', 'input[type=number]', '.by-viewer-text', '.by-stage'].map(find);
-const cells = () => [...document.querySelectorAll('.by-gallery button[data-place]:not([disabled])')];
+// Of the tab that is open: a picture that is not seen has no box.
+const cells = () => [...document.querySelectorAll('.by-gallery button[data-place]:not([disabled])')].filter((cell) => cell.getClientRects().length);
 const cellAt = (place) => cells().find((cell) => cell.dataset.place === place);
 const caption = (cell) => cell.querySelector('img').alt;
 const view = () => find('input[name=view]:checked').value;

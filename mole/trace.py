@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +113,25 @@ def course(routes: Sequence[Route]) -> Course:
             passes.append(torch.stack([kept[site].detach().float().cpu() for site in sites]))
         parts.append(torch.stack(passes))
     return Course(sites, routes[0].gates.columns, torch.cat(parts, dim=2))
+
+
+def row_courses(route: Route, before: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Course]:
+    """The course of each of a route's rows alone; of a batch that holds the rows several times, as classifier-free guidance
+    draws without and with the prompt, in its last part.
+
+    Args:
+        route: after its passes.
+        before: for each row what the gates chose that these passes do not reach, such as those of text encoders, (experts,) by site.
+
+    Raises:
+        AdapterError: when some gate has chosen nothing, neither in the first pass nor before.
+    """
+    passes, count = [*route.earlier, route.chosen], len(route.rows)
+    samples = len(next(iter(passes[0].values()), route.rows))
+    kept = {
+        site: torch.stack([before[row][site] for row in route.rows]).repeat(samples // count, 1)
+        for site in before.get(route.rows[0], {})
+    }
+    *earlier, chosen = {**kept, **passes[0]}, *passes[1:]
+    whole = course([Route(route.gates, route.rows, chosen=chosen, earlier=earlier)])
+    return {row: whole.of(slice(at, at + 1)) for at, row in enumerate(route.rows, samples - count)}

@@ -1,6 +1,7 @@
 """``python -m assets.build data | train | cards | all``: remake the built-in adapters and their task rows.
 ``python -m assets.build image-base | image-clip --out FOLDER``, ``image-grid FOLDER``: the image models;
-``image-loras --base FOLDER --clip FOLDER --out FOLDER``: their LoRAs; see ``images/stages.py``.
+``image-loras --base FOLDER --clip FOLDER --out FOLDER``: their LoRAs; ``image-captions``: pictures with captions for gates over
+them; see ``images/stages.py``.
 
 Everything is seeded. Interrupted training continues from its last checkpoint, and finished adapters are left as they
 are unless ``--force`` is given.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backends import gates as store
-from components import comparison, figures, gate, gating, shelf, training, work
+from components import choosing, comparison, figures, gate, gate_figures, gating, shelf, training, work
 from components.session import Column
 from lego import AdapterError
 from mole.gate import GateConfig
@@ -19,7 +19,7 @@ from mole.train import TrainConfig
 
 def test_every_setting_has_a_control_or_a_reason() -> None:
     shown = {*training.GATES, *training.TRAINING, *training.SELDOM}
-    assert {*GateConfig.model_fields, *TrainConfig.model_fields} - shown == {"pooling", "micro_batch"}
+    assert {*GateConfig.model_fields, *TrainConfig.model_fields} - shown == {"micro_batch"}
 
 
 def test_a_path_is_no_task() -> None:
@@ -40,11 +40,11 @@ def test_the_page_opens_with_the_gates_that_ship() -> None:
 
 
 def test_without_gates_the_tab_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(store, "ASSETS", tmp_path)
+    monkeypatch.setattr(store, "ASSETS", dict.fromkeys(store.ASSETS, tmp_path))
     opened = shelf.start_session("base")
     assert opened.gates == ()
     assert "No trained gates yet" in gate.refresh(opened, None, [])[1]
-    assert list(gate.look(opened, True, None, None, "a", "", gate.BESIDE, [])) == []
+    assert list(gate.look(opened, True, None, None, "a", "", choosing.BESIDE, [], 2, 0)) == []
 
 
 def test_an_export_names_gates_and_mask() -> None:
@@ -57,7 +57,7 @@ def test_an_export_names_gates_and_mask() -> None:
 def test_the_heat_map_has_gates_as_rows_and_coloured_loras_as_columns() -> None:
     shares = np.array([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
     groups = [figures.Group("A <b>", 0), figures.Group("Base", None)]
-    drawn = figures.gate_map(["block 0", "block 1", "block 2"], groups, shares)
+    drawn = gate_figures.gate_map(["block 0", "block 1", "block 2"], groups, shares)
     assert np.array_equal(drawn.data[0].z, shares)
     assert drawn.layout.yaxis.autorange == "reversed"
     assert list(drawn.layout.yaxis.ticktext) == ["block 0", "block 1", "block 2"]

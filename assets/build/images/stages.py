@@ -1,4 +1,4 @@
-"""The stages of the build that make, show and judge image models: ``image-base``, ``-grid``, ``-clip``, ``-loras``, ``-scores``."""
+"""The stages of the build for pictures: ``image-base``, ``-grid``, ``-clip``, ``-loras``, ``-scores`` and ``-captions``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from assets.build.images.run import Plan, Run
 
 AMONG = 100
+DATA = Path(__file__).parents[2] / "image" / "data"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that these stages take besides ``--work`` and ``--threads``."""
     parser.add_argument("folder", nargs="?", type=Path, help="image-grid: the pipeline to draw with")
-    parser.add_argument("--out", type=Path, help="image-base, image-clip, image-loras: folder to write")
+    parser.add_argument("--out", type=Path, help="image-base, image-clip, image-loras, image-captions: folder to write")
     parser.add_argument("--clip", type=Path, help="image-grid, image-loras: folder of the contrastive model, the judge")
     parser.add_argument("--device", default="cpu", help="where images are trained and drawn: cpu or cuda")
     parser.add_argument("--minutes", type=float, help="of images: stop after this long, to be continued")
@@ -239,10 +240,25 @@ def image_scores(arguments: argparse.Namespace) -> None:
             _judge(SPECS[place.parent.name], place.parent, record, arguments, judge)
 
 
+def image_captions(arguments: argparse.Namespace) -> None:
+    """Write the pictures with captions of every LoRA, or of those that ``--only`` names, into ``--out`` or the repository."""
+    from assets.build.images.captioned import overview, write_set
+
+    out, counts = arguments.out or DATA, []
+    for name in arguments.only or SPECS:
+        if name not in SPECS:
+            raise BuildError(f"{name} is no image LoRA; there are {', '.join(SPECS)}")
+        counts.append((SPECS[name], write_set(SPECS[name], arguments.work, out / name)))
+        print(f"{name}: {counts[-1][1]}", flush=True)
+    if not arguments.only:
+        (out / "README.md").write_text(overview(counts), encoding="utf-8")
+
+
 STAGES = {
     "image-base": image_base,
     "image-grid": image_grid,
     "image-clip": image_clip,
     "image-loras": image_loras,
     "image-scores": image_scores,
+    "image-captions": image_captions,
 }

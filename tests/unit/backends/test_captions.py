@@ -62,6 +62,7 @@ def test_the_hash_sees_captions_and_pixels(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
+        ({"file_name": "0.png", "text": " "}, "gives 0.png an empty caption. Write what there is to see"),
         ({"text": "a"}, r'line 1: is not a row: it takes \{"file_name": "…", "text": "…"\}'),
         ({"file_name": "gone.png", "text": "a"}, "gone.png: is not in the folder"),
         ({"file_name": "../outside.png", "text": "a"}, "outside.png: is not in the folder"),

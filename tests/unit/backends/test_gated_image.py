@@ -105,3 +105,39 @@ def test_one_gate_over_text_encoder_and_denoiser_is_refused(
     *_, sheet = draw(base, variants, PROMPTS, DRAWING)
     found = pictures(sheet)
     assert np.abs(found[0] - found[1]).max() <= 1
+
+
+def test_every_gated_picture_tells_its_choices_step_by_step(
+    base: ImageBase, keys: list[str], gated: list[Variant]
+) -> None:
+    """The hand-made reference: what the gates return, seen by hooks, while one picture is drawn alone without guidance."""
+    random = gated[1]
+    gates = store.loaded(base, "random")
+    seen: list[tuple[str, torch.Tensor]] = []
+    handles = [
+        gate.register_forward_hook(lambda _, given, out, name=site.name: seen.append((name, out)))
+        for site, gate in gates.items()
+    ]
+    plain = replace(DRAWING, guidance=1, seeds=(1,))
+    try:
+        *_, sheet = draw(base, [random], PROMPTS[:1], plain)
+    finally:
+        for handle in handles:
+            handle.remove()
+    course = sheet.courses[0][0][0]
+    assert course is not None
+    assert course.choices.shape == (plain.steps, len(gates.sites), 1, len(keys))
+    for number, site in enumerate(course.sites):
+        mine = [out[0] for name, out in seen if name == site]
+        wanted = mine * plain.steps if site.startswith("text") else mine
+        torch.testing.assert_close(course.choices[:, number, 0], torch.stack(wanted))
+
+    # The same among others and under guidance: a row's own prompt counts, not the empty one beside it.
+    variants = [Variant("base"), random, masked(random, keys[0])]
+    *_, several = draw(base, variants, PROMPTS, DRAWING)
+    assert several.courses[0] == ((None,) * 2,) * 2
+    *_, alone = draw(base, [random], PROMPTS[1:], replace(DRAWING, seeds=(1,)))
+    torch.testing.assert_close(several.courses[1][1][1].choices, alone.courses[0][0][0].choices, atol=1e-4, rtol=1e-4)
+    first = [several.courses[1][p][1].choices[0] for p in range(2)]
+    assert (first[0] - first[1]).abs().max() > 1e-3
+    torch.testing.assert_close(several.courses[2][0][0].by_gate, torch.tensor([[0.0, 1.0]]).expand(len(gates.sites), 2))
