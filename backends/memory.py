@@ -17,7 +17,7 @@ from mole.memory import out_of_memory, release
 
 T = TypeVar("T")
 
-__all__ = ["halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
+__all__ = ["give_back", "halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
