@@ -15,7 +15,9 @@ from components import (
     endpoints,
     examples,
     gate,
+    glossary,
     header,
+    hints,
     leaving,
     library,
     map,
@@ -38,19 +40,26 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top, drop, token = header.create(), dropping.create(), account.create(page)
+        top, token = header.create(), account.create(page)
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
+                glossary.lead("library")
                 library_tab = library.create()
             with gr.Tab("Map", id="map"):
+                glossary.lead("map")
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
+                glossary.lead("merge")
                 merge_tab, merge_push = merge.create(), push.create("this merge")
             with gr.Tab("Gate", id="gate") as gate_page:
+                glossary.lead("gate")
                 gate_tab, gate_push = gate.create(), push.create("these gates")
             with gr.Tab("Compare", id="compare"):
+                glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
+        drop = dropping.create()
+        hints.create(), glossary.create()
         based = library.wire(library_tab, session, token)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
