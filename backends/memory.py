@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +17,7 @@ from mole.memory import out_of_memory, release
 
 T = TypeVar("T")
 
-__all__ = ["halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
+__all__ = ["give_back", "halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
@@ -112,3 +115,10 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return min(CPU_BYTES, psutil.virtual_memory().available // 4)
+
+
+def give_back() -> None:
+    """Give what has become free back to the system, as far as Python and the C library keep it."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -18,7 +18,8 @@ def create(page: gr.Blocks) -> gr.State:
     """The button to sign in, where that is possible; gives what holds the signed-in account's token, in memory only."""
     token = gr.State(None)
     if available():
-        gr.LoginButton("Sign in with Hugging Face", size="sm")
+        with gr.Row(elem_classes="by-actions"):
+            gr.LoginButton("Sign in with Hugging Face", size="sm", scale=0, min_width=240)
         page.load(read, None, [token], api_visibility="private", show_progress="hidden")
     return token
 

@@ -32,15 +32,20 @@ EXAMPLES = {
     "inspect": 'client.predict("sentiment", api_name="/inspect")',
     "unit_map": 'client.predict(["past-tense", "sentiment"], "q_proj", k="2r", api_name="/unit_map")',
     "merge": 'client.predict(["past-tense", "sentiment"], "lego", [1, 0.8], {"k": "2r"}, api_name="/merge")',
-    "train_gate": (
-        'client.predict(["past-tense", "sentiment"], {"past-tense": 1, "sentiment": 1}, {"granularity": "network"}, '
-        '{"steps": 1, "batch": 2}, api_name="/train_gate")'
-    ),
+    "train_gate": """client.predict(
+    ["past-tense", "sentiment"],
+    {"past-tense": 1, "sentiment": 1},
+    {"granularity": "network"},
+    {"steps": 1, "batch": 2},
+    api_name="/train_gate",
+)""",
     "gates": 'client.predict("three-tasks", "What is the past tense of \'go\'?", ["sentiment"], api_name="/gates")',
-    "compare": (
-        'client.predict([{"name": "base"}, {"name": "past", "adapters": {"past-tense": 1}}], '
-        '["What is the past tense of \'go\'?"], length=8, api_name="/compare")'
-    ),
+    "compare": """client.predict(
+    [{"name": "base"}, {"name": "past", "adapters": {"past-tense": 1}}],
+    ["What is the past tense of 'go'?"],
+    length=8,
+    api_name="/compare",
+)""",
     "draw": 'client.predict([{"name": "base"}], ["a red fox"], steps=2, seeds=[0], api_name="/draw")',
 }
 

@@ -23,7 +23,7 @@ NONE_FOUND = fragments.empty("Nothing found", "Try fewer words, or type an id be
 SCRIPT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-id]');
-  if (button) trigger('add', {id: button.dataset.id});
+  if (button) trigger('choose', {id: button.dataset.id});
 });
 """
 
@@ -133,7 +133,7 @@ def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
         searched = listen(search, asked, [box.progress, box.found], **slow)
         searched.failure(cleared, None, [box.progress], **quick)
     named = [listen(typed, [box.id], [box.wanted], **quick) for listen in (box.add.click, box.id.submit)]
-    named.append(box.found.add(chosen, None, [box.wanted], **quick))
+    named.append(box.found.choose(chosen, None, [box.wanted], **quick))
     fetched = [each.then(fetch, [box.wanted, box.token, account], [box.progress, box.key], **slow) for each in named]
     for each in fetched:
         each.failure(cleared, None, [box.progress], **quick)

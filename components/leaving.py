@@ -19,6 +19,7 @@ from gradio.context import LocalContext
 
 from backends import gates, library, variants
 from backends.bases import home
+from backends.memory import give_back
 
 GRACE = float(os.environ.get("BRICKYARD_GRACE", 600))
 """Seconds for a tab to come back, as after a broken connection, before what it held is freed."""
@@ -118,6 +119,8 @@ def _watch(page: gr.Blocks) -> None:
                 free(page, who, _gone[who])
             except OSError as error:
                 print(f"brickyard: an upload could not be deleted: {error}", file=sys.stderr, flush=True)
+        if due:
+            give_back()
         with _lock:
             for who in due:
                 _gone.pop(who, None)

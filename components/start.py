@@ -56,6 +56,7 @@ def options() -> dict[str, Any]:
         "max_file_size": uploads.FILE_BYTES,
         "footer_links": ["api", "gradio", "settings"],
         "ssr_mode": False,
+        "run_history": False,  # it would keep what is typed, access tokens too
         "max_threads": MOST_THREADS,
         "mcp_server": find_spec("mcp") is not None,
     }
