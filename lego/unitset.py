@@ -107,6 +107,9 @@ class UnitSet(Set[UnitId]):
         return f"UnitSet({len(self)} units in {len(self.parts)} modules)"
 
 
+NO_UNITS = UnitSet()
+
+
 def indices(bits: int) -> list[int]:
     """Which bits are set, ascending."""
     return [index for index in range(bits.bit_length()) if bits >> index & 1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lego.adapter import Adapter
 from lego.errors import AdapterError
-from lego.unitset import UnitId, UnitSet, indices
+from lego.unitset import NO_UNITS, UnitId, UnitSet, indices
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Weighting:
     """
 
     adapters: tuple[tuple[str, float], ...] = ()
-    muted: Set[UnitId] = UnitSet()
+    muted: Set[UnitId] = NO_UNITS
     gates: str | None = None
     masked: tuple[str, ...] = ()
     scaled: tuple[tuple[UnitSet, float], ...] = ()

@@ -161,7 +161,7 @@ def test_weights_can_change_while_attached() -> None:
             live.set_module(module, weights)
         found = model(x)
     np.testing.assert_allclose(
-        found[0].numpy(), expected(model, x[0].double().numpy(), {"second": 1.0}, frozenset()), rtol=2e-4, atol=2e-5
+        found[0].numpy(), expected(model, x[0].double().numpy(), VARIANTS[2]), rtol=2e-4, atol=2e-5
     )
 
 
