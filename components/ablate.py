@@ -163,10 +163,13 @@ def ended() -> tuple[Any, ...]:
     return fragments.subtle("Stopped."), *_buttons(busy=False)
 
 
-def wire(box: AblateBox, session: gr.State, place: list[Any], where: Callable[[str, str], str]) -> None:
+def wire(
+    box: AblateBox, session: gr.State, picked: gr.State, place: list[Any], where: Callable[[str, str], str]
+) -> None:
     """Connect the section's events.
 
     Args:
+        picked: changes with the picks, which the prompt follows.
         place: the controls of the map's kind, layer and clusters.
         where: what kind and layer name.
     """
@@ -177,7 +180,7 @@ def wire(box: AblateBox, session: gr.State, place: list[Any], where: Callable[[s
     def start(session: Session, prompt: str, kind: str, layer: str, k: float) -> Iterator[tuple]:
         yield from run(session, prompt, where(kind, layer), k)
 
-    session.change(suggest, [session], [box.prompt], **private)
+    picked.change(suggest, [session], [box.prompt], **private)
     clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
     results = [box.progress, box.table, box.found, *buttons]
     running = clicked.then(start, [session, box.prompt, *place], results, **model)

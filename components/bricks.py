@@ -38,6 +38,7 @@ class BrickBox:
     kept: gr.Dropdown
     edited: gr.Dropdown
     save: gr.Button
+    made: gr.State
 
 
 def create() -> BrickBox:
@@ -56,7 +57,7 @@ def create() -> BrickBox:
         kept = gr.Dropdown([], value=None, label="Kept selections", visible=False, scale=0, min_width=240)
         edited = gr.Dropdown([], label="Edited variants", visible=False, scale=0, min_width=280)
         save = gr.Button("Save as an adapter", visible=False, **plain)
-    return BrickBox(panel, mute, solo, factor, scale, name, keep, kept, edited, save)
+    return BrickBox(panel, mute, solo, factor, scale, name, keep, kept, edited, save, gr.State(None))
 
 
 @told
@@ -150,16 +151,19 @@ def recall(session: Session, name: str | None) -> Selection:
 
 
 @told
-def save(session: Session, name: str | None) -> Session:
-    """Write an edited variant as an adapter, which takes its place: muted units are left out, scaled ones are scaled."""
+def save(session: Session, name: str | None) -> Made:
+    """Write an edited variant as an adapter: muted units are left out, scaled ones are scaled."""
     found = next((edited for edited in session.edited if edited.name == name), None)
     if found is None:
         raise AdapterError("no edited variant is chosen", None, "Mute or scale some bricks first.")
-    entry = written(found)
-    slots = session.slots(found.adapters)
-    gr.Info(f"“{found.name}” is an adapter now: its report and its download are on the Merge tab.")
-    rest = tuple(edited for edited in session.edited if edited is not found)
-    return replace(session, edited=rest).join(Made(entry.key, found.name, slots))
+    return Made(written(found).key, found.name, session.slots(found.adapters))
+
+
+def join(session: Session, made: Made) -> Session:
+    """Let the saved adapter take the edited variant's place, as a merge does."""
+    gr.Info(f"“{made.name}” is an adapter now: its report and its download are on the Merge tab.")
+    rest = tuple(edited for edited in session.edited if edited.name != made.name)
+    return replace(session, edited=rest).join(made)
 
 
 def written(found: Edited) -> library.Entry:
@@ -208,5 +212,7 @@ def wire(box: BrickBox, session: gr.State, chosen: gr.State) -> None:
     box.scale.click(scale, [session, chosen, box.factor], [session], **alone)
     box.keep.click(keep, [session, chosen, box.name], [session, box.name], **alone)
     box.kept.input(recall, [session, box.kept], [chosen], **alone)
-    box.save.click(save, [session, box.edited], [session], **{**alone, "show_progress": "minimal"})
+    merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
+    saved = box.save.click(save, [session, box.edited], [box.made], **merging)
+    saved.success(join, [session, box.made], [session], **alone)
     session.change(refresh, [session], [box.kept, box.edited, box.save], **private)

@@ -187,7 +187,13 @@ def select(
 ) -> Selection:  # fmt: skip
     """Remember what was selected in any view; what comes from the browser is checked."""
     return selection.caught(
-        session, seen(session, kind, layer, k), chosen, name, ablated, event.origin, getattr(event, "value", None)
+        session,
+        seen(session, kind, layer, k),
+        chosen,
+        name,
+        ablated,
+        getattr(event, "origin", None),
+        getattr(event, "value", None),
     )
 
 
@@ -245,8 +251,8 @@ def wire(tab: MapTab, session: gr.State) -> None:
     chosen.change(follow, [*everything, tab.projection], tab.following, **private)
     tab.pin.click(pin, [chosen], [chosen], **alone)
     bricks.wire(tab.bricks, session, chosen)
-    pictured.wire(tab.pictured, session, chosen)
-    ablate.wire(tab.ablate, session, tab.place, where)
+    pictured.wire(tab.pictured, session, chosen, tab.picked)
+    ablate.wire(tab.ablate, session, tab.picked, tab.place, where)
 
 
 def _redraw(tab: MapTab, session: gr.State, event: Any, private: dict[str, Any]) -> None:

@@ -68,10 +68,10 @@ def run(session: Session, chosen: Selection, prompt: str) -> Iterator[tuple[str,
         yield line, pictures.draw(found, running=not found.finished)
 
 
-def wire(box: PictureBox, session: gr.State, chosen: gr.State) -> None:
-    """Connect the section's events; other bricks' pictures leave with the selection."""
+def wire(box: PictureBox, session: gr.State, chosen: gr.State, picked: gr.State) -> None:
+    """Connect the section's events; other bricks' pictures leave with the selection, the prompt follows the picks."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
-    session.change(suggest, [session], [box.prompt], **private)
+    picked.change(suggest, [session], [box.prompt], **private)
     box.run.click(run, [session, chosen, box.prompt], [box.progress, box.shown], **model)
     chosen.change(lambda: ("", ""), None, [box.progress, box.shown], **private)

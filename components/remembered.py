@@ -63,7 +63,7 @@ class ScaledOf(Part):
     """Units whose weight is multiplied by a factor."""
 
     factor: float
-    units: list[tuple[Key, Text, Whole]] = Field(max_length=20_000, description="[[key, module, unit], …]")
+    units: list[tuple[Key, Text, Whole]] = Field(max_length=200_000, description="[[key, module, unit], …]")
 
 
 class VariantOf(Part):
@@ -71,7 +71,7 @@ class VariantOf(Part):
 
     name: Text
     adapters: list[tuple[Key, float]] = Field(default=[], max_length=64, description="[[key, weight], …]")
-    muted: list[tuple[Key, Text, Whole]] = Field(default=[], max_length=20_000, description="[[key, module, unit], …]")
+    muted: list[tuple[Key, Text, Whole]] = Field(default=[], max_length=200_000, description="[[key, module, unit], …]")
     gates: Key | None = None
     masked: list[Text] = Field(default=[], max_length=64, description="a list of keys")
     scaled: list[ScaledOf] = Field(default=[], max_length=64, description="a list of {factor: …, units: […]}")

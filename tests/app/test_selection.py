@@ -238,7 +238,8 @@ def test_an_edited_variant_is_saved_exactly(
     monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path))
     muted, scaled = catch(session, seen, "map", [0, 1, 30]).units, catch(session, seen, "map", [50, 51]).units
     variant = Edited("my bricks", session.weights, muted, ((scaled, 2.5),))
-    saved = bricks.save(session.edit(variant), "my bricks")
+    edited = session.edit(variant)
+    saved = bricks.join(edited, bricks.save(edited, "my bricks"))
     assert saved.edited == ()
     (made,) = saved.merges
     found = library.get(made.key)
