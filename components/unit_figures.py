@@ -134,7 +134,7 @@ def _scatter(
         hovertemplate=f"{told}<extra>{name}</extra>",
         hoverlabel={"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff", "size": 13}},
         customdata=np.column_stack([facts, points.layer[rows]]).astype(np.float32),
-        selectedpoints=None if shown is None else np.flatnonzero(shown[rows]),
+        selectedpoints=None if shown is None else np.flatnonzero(shown[rows]).tolist(),
         unselected={"marker": {"opacity": 0.12}},
     )
 
