@@ -40,15 +40,16 @@ document.addEventListener('keydown', (event) => {
 });
 
 let overlaid = '';
-watch('value', () => {
+watch('value', async () => {
   const map = find('#unit-map'), marks = props.value;
   if (!map || !marks || !window.Plotly || !map._fullData) return;
   const traces = map._fullData, units = traces.flatMap((trace, i) => (trace.customdata ? [i] : []));
   if (marks.rows === null || marks.rows.length !== caught) {
     const wanted = marks.rows && new Set(marks.rows);
     const rows = (i) => Array.from(traces[i].customdata).flatMap((data, n) => (wanted.has(data[0]) ? [n] : []));
-    Plotly.restyle(map, {selectedpoints: units.map((i) => (wanted ? rows(i) : null))}, units);
-    if ((map.layout.selections || []).length) Plotly.relayout(map, {selections: []});
+    // The outline first: with it the plot takes back what it had greyed out itself.
+    if ((map.layout.selections || []).length) await Plotly.relayout(map, {selections: []});
+    await Plotly.restyle(map, {selectedpoints: units.map((i) => (wanted ? rows(i) : null))}, units);
   }
   caught = null;
   const overlay = JSON.stringify([marks.links, marks.rings]);

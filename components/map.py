@@ -80,8 +80,7 @@ def create() -> MapTab:
                 chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
         strip = gr.HTML(label="Layers")
         brick_box = bricks.create()
-        with gr.Row(elem_classes="by-actions"):
-            pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160)
+        pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160, elem_classes="by-alone")
         details = gr.HTML(label="Details of the brick")
         picture_box = pictured.create()
         table = gr.HTML(label="Bricks")

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from components.figures import GRID, Group, counted, every, styled
-from components.palette import NEUTRAL, SCALE, cluster_colour
+from components.palette import BRICK, NEUTRAL, SCALE, cluster_colour
 
 COLOURINGS = ("adapter", "cluster", "layer", "norm")
 BELOW = {"orientation": "h", "y": -0.28, "yanchor": "top", "x": 0, "traceorder": "normal"}
@@ -147,8 +147,10 @@ def _of_rows(marker: dict, rows: np.ndarray) -> dict:
 def _overlay(data: dict) -> list[go.Scatter]:
     plain = {"showlegend": False, "hoverinfo": "skip"}
     (link_x, link_y), (ring_x, ring_y) = data["links"], data["rings"]
-    links = go.Scatter(x=link_x, y=link_y, mode="lines", line={"color": NEUTRAL, "width": 1.5}, **plain)
-    ring = {"size": 16, "symbol": "circle-open", "color": NEUTRAL, "line": {"width": 2.5}, "opacity": 1}
+    links = go.Scatter(x=link_x, y=link_y, mode="lines+markers", line={"color": NEUTRAL, "width": 1.5}, **plain)
+    links.update(marker={"size": 9, "symbol": "circle-open", "color": NEUTRAL, "line": {"width": 1.5}})
+    links.update(unselected={"marker": {"opacity": 1}})
+    ring = {"size": 16, "symbol": "circle-open", "color": BRICK, "line": {"width": 2.5}, "opacity": 1}
     rings = go.Scatter(x=ring_x, y=ring_y, mode="markers", marker=ring, **plain)
     return [links, rings.update(unselected={"marker": {"opacity": 1}})]
 

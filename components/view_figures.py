@@ -41,7 +41,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title:
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
     figure.update_layout(
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        xaxis={**plain, **every(columns), "tickangle": -30 if max(map(len, columns)) > 4 else 0},
+        xaxis={**plain, **every(columns), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
         yaxis={**plain, **every(rows), "autorange": "reversed", "ticksuffix": "\u00a0"},
     )
     return figure
@@ -69,8 +69,9 @@ def silhouette(ks: Sequence[int], values: Sequence[float], paper: int) -> go.Fig
     hover = "silhouette %{y:.3f} at k = %{x}<extra></extra>"
     line = go.Scatter(x=list(ks), y=list(values), mode="lines+markers", name="silhouette", hovertemplate=hover)
     figure.add_trace(line.update(line={"color": BRICK, "width": 2}, marker={"size": 6}))
-    label = {"text": f"the paper's k = 2r = {paper}", "font": {"size": 12}, "yanchor": "bottom"}
-    figure.add_vline(paper, line={"dash": "dot", "color": NEUTRAL, "width": 1.5}, annotation=label)
+    dots = {"dash": "dot", "color": NEUTRAL, "width": 1.5}
+    where = "bottom left" if paper > sum(ks) / len(ks) else "bottom right"
+    figure.add_vline(paper, line=dots, annotation_text=f"the paper’s k = 2r = {paper}", annotation_position=where)
     return _lines(figure, "clusters (k)", "mean silhouette").update_layout(showlegend=False)
 
 

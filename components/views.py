@@ -77,7 +77,8 @@ def clusters(session: Session, seen: maps.View) -> Shown:
     single = len(units.modules) == 1
     rows = [f"{'' if single else f'{along} {labels[layer[first[c]]]} · '}{found[first[c]] + 1}" for c in order]
     names = view_figures.names(seen.groups)
-    figure = view_figures.heat(rows, names, counts[order].astype(float), "units", "d")
+    shown = np.where(counts[order] > 0, counts[order], np.nan)
+    figure = view_figures.heat(rows, names, shown, "units", "d")
     about = "Units of each adapter in a cluster, clusters of most adapters first; a cell selects its units."
     if len(first) > MOST_CLUSTERS:
         about = f"{about} {MOST_CLUSTERS} of {len(first)}."
@@ -117,7 +118,9 @@ def _between(measure: str, title: str, about: str) -> View:
 
     def show(session: Session, seen: maps.View) -> Shown:
         names = view_figures.names(seen.groups)
-        figure = view_figures.heat(names, names, getattr(_measured(session.weights).total(), measure)[0], title.lower())
+        values = getattr(_measured(session.weights).total(), measure)[0].copy()
+        np.fill_diagonal(values, np.nan)  # each with itself would drown the rest
+        figure = view_figures.heat(names, names, values, title.lower())
 
         def units(row: int, column: int) -> UnitSet:
             return _units(seen, np.isin(seen.units.adapter, [row, column]))
