@@ -48,6 +48,27 @@ def test_a_lasso_is_followed_and_escape_clears(opened: Opened) -> None:
     expect(selected(page)).to_have_count(0)
     page.wait_for_function(f"({GREY})() === 0")
     expect(rows).to_have_count(100)
+    lasso(page, right=0.5)
+    expect(selected(page)).to_be_visible()
+    area = page.locator("#unit-map .nsewdrag").first.bounding_box()
+    assert area
+    page.mouse.dblclick(area["x"] + 4, area["y"] + area["height"] - 4)
+    expect(selected(page)).to_have_count(0)
+    page.wait_for_function(f"({GREY})() === 0")
+
+
+def test_zoom_stays_whatever_is_selected(opened: Opened) -> None:
+    page = opened()
+    page.evaluate("Plotly.relayout(document.querySelector('#unit-map .js-plotly-plot'), {'xaxis.range': [-0.2, 0.3]})")
+    span = "() => document.querySelector('#unit-map .js-plotly-plot').layout.xaxis.range.map((x) => x.toFixed(6)).join()"
+    zoomed = page.evaluate(span)
+    page.get_by_role("table", name="Bricks").get_by_role("row").nth(1).click()
+    expect(selected(page)).to_be_visible()
+    page.wait_for_function(f"({GREY})() > 0")
+    assert page.evaluate(span) == zoomed
+    page.get_by_label("cluster", exact=True).check()
+    expect(page.locator("#unit-map .legend")).to_have_count(0)
+    assert page.evaluate(span) == zoomed
 
 
 def test_a_row_shows_details_and_the_map_its_place(opened: Opened) -> None:
