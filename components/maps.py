@@ -36,7 +36,7 @@ class Mapped:
 
     def __init__(self, units: UnitMap, total: int) -> None:
         self.units, self.total = units, total
-        self.clusters = lru_cache(maxsize=16)(units.clusters)
+        self.clusters, self.alike = lru_cache(maxsize=16)(units.clusters), lru_cache(maxsize=16)(units.alike)
 
     @cached_property
     def starts(self) -> dict[tuple[int, int], int]:

@@ -37,7 +37,7 @@ def checked(session: Session, value: object) -> UnitId:
 
 def nearest(seen: maps.View, row: int) -> list[tuple[int, float]]:
     """The units on the map whose rank-one updates are most alike a unit's, nearest first, with their cosine."""
-    cosine = seen.units.alike(row)
+    cosine = seen.mapped.alike(row).copy()
     cosine[row] = -np.inf
     order = np.argsort(-cosine, kind="stable")[:NEAREST]
     return [(int(i), float(cosine[i])) for i in order if cosine[i] > -np.inf]

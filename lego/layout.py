@@ -77,12 +77,13 @@ class UnitMap:
         start = np.flatnonzero(self.module == self.module[unit])[0]
         place = {module: (pool, row) for pool in self.pools for row, module in enumerate(pool.modules)}
         pool, row = place[self.modules[self.module[unit]]]
-        a, b = (half.double() for half in (pool.down[row, unit - start], pool.up[row, :, unit - start]))
+        a, b = pool.down[row, unit - start], pool.up[row, :, unit - start]
         found: dict[str, np.ndarray] = {}
         for other in self.pools:
-            down, up = other.down.double(), other.up.double()
-            size = (down.square().sum(2) * up.square().sum(1)).sqrt() * a.norm() * b.norm()
-            cosine = torch.where(size > 0, (down @ a) * (b @ up) / size.clamp_min(1e-300), 0)
+            squares = [gram.diagonal(dim1=1, dim2=2).double() for gram in (other.gram_down, other.gram_up)]
+            size = (squares[0] * squares[1]).clamp_min(0).sqrt() * a.norm().double() * b.norm().double()
+            inner = (other.down @ a).double() * (b @ other.up).double()
+            cosine = torch.where(size > 0, inner / size.clamp_min(1e-300), 0)
             found.update(zip(other.modules, cosine.clamp(-1, 1).numpy(), strict=True))
         return np.concatenate([found[module] for module in self.modules])
 

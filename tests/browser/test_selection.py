@@ -60,7 +60,9 @@ def test_a_lasso_is_followed_and_escape_clears(opened: Opened) -> None:
 def test_zoom_stays_whatever_is_selected(opened: Opened) -> None:
     page = opened()
     page.evaluate("Plotly.relayout(document.querySelector('#unit-map .js-plotly-plot'), {'xaxis.range': [-0.2, 0.3]})")
-    span = "() => document.querySelector('#unit-map .js-plotly-plot').layout.xaxis.range.map((x) => x.toFixed(6)).join()"
+    span = (
+        "() => document.querySelector('#unit-map .js-plotly-plot').layout.xaxis.range.map((x) => x.toFixed(6)).join()"
+    )
     zoomed = page.evaluate(span)
     page.get_by_role("table", name="Bricks").get_by_role("row").nth(1).click()
     expect(selected(page)).to_be_visible()
