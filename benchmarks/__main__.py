@@ -11,6 +11,7 @@ PARTS = (
     "images",
     "merging",
     "maps",
+    "explorer",
     "interference",
     "tasks",
     "gating",

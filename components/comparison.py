@@ -56,10 +56,11 @@ class Comparison:
 
 
 def _weighed(weighting: Weighting) -> dict[str, Any]:
-    """What a variant weighs: its adapters, and the gates that weigh them instead, with what is masked."""
+    """What a variant weighs: its adapters, the units it mutes or scales, the gates that weigh instead, with what is masked."""
     adapters = [{"key": key, "weight": weight} for key, weight in weighting.adapters]
     gated = {"gates": weighting.gates, "masked": list(weighting.masked)} if weighting.gates else {}
-    return {"adapters": adapters, **gated}
+    edits = [{"factor": factor, "units": list(units)} for units, factor in weighting.factors]
+    return {"adapters": adapters, **({"edits": edits} if edits else {}), **gated}
 
 
 def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[str, Any]) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -99,3 +100,13 @@ def mark_differences(text: str, base: str) -> str:
         piece = escape("".join(words[start:end]))
         result.append(piece if what == "equal" or not piece.strip() else f"<mark>{piece}</mark>")
     return "".join(result)
+
+
+def pick(origin: str, value: object, label: str, current: bool = False, look: str = "by-pick", inner: str = "") -> str:
+    """A button that selects units: ``origin`` says what the value is; ``inner`` is ready-made HTML in place of the label."""
+    mark = ' aria-current="true"' if current else ""
+    name = f' aria-label="{escape(label)}"' if inner else ""
+    return (
+        f'<button type="button" class="{look}" data-origin="{origin}" data-value="{escape(json.dumps(value))}"'
+        f"{name}{mark}>{inner or escape(label)}</button>"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from components.figures import GRID, Group, every, style
+from components.figures import GRID, Group, every, named, styled
 from components.palette import BRICK, DIVERGING, NEUTRAL, SCALE
 
 ACROSS = 4
@@ -53,7 +53,7 @@ def _gate_map(
         **scale,
     )
     figure = go.Figure(heat)
-    style(figure, height=160 + min(800, 16 * max(6, len(rows))))
+    styled(figure, height=160 + min(800, 16 * max(6, len(rows))))
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
     top = {
         "side": "top",
@@ -61,7 +61,7 @@ def _gate_map(
         "ticklabeloverflow": "allow",
         "title": {"text": title, "standoff": 6, "font": {"size": 13}},
     }
-    names = [_named(group) for group in groups]
+    names = [named(group) for group in groups]
     figure.update_layout(
         margin={"l": 8, "r": 84, "t": 8, "b": 40},  # the last name leans to the right
         xaxis={**plain, **top, "tickvals": columns, "ticktext": names},
@@ -92,7 +92,7 @@ def _gate_course(
         shared_yaxes=True,
         horizontal_spacing=0.03,
         vertical_spacing=0.1,
-        subplot_titles=[_named(group) for group in groups],
+        subplot_titles=[named(group) for group in groups],
     )
     for number, group in enumerate(groups):
         hover = f"step %{{x}}, %{{customdata}}: {escape(group.name)} {shown}<extra></extra>"
@@ -102,7 +102,7 @@ def _gate_course(
         )
         figure.add_trace(heat, row=number // across + 1, col=number % across + 1)
     tall = min(500, 16 * max(6, len(rows)))
-    style(figure, height=120 + down * (tall + 30))
+    styled(figure, height=120 + down * (tall + 30))
     plain = {"showgrid": False, "zeroline": False, "ticks": ""}
     figure.update_xaxes(**plain, nticks=5, tickformat="d")
     figure.update_yaxes(**plain, autorange="reversed", ticksuffix="\u00a0", automargin=True, **every(rows))
@@ -115,12 +115,6 @@ def _gate_course(
     )
     figure.update_annotations(font={"size": 13})
     return figure
-
-
-def _named(group: Group) -> str:
-    """A LoRA's name behind a brick of its colour."""
-    name = group.name if len(group.name) <= 18 else f"{group.name[:17]}…"
-    return f'<span style="color:{group.colour};fill:{group.colour}">■</span> {escape(name)}'
 
 
 def curves(steps: Sequence[int], lines: dict[str, tuple[Sequence[float], float | None]], most: int) -> go.Figure:
@@ -140,7 +134,7 @@ def curves(steps: Sequence[int], lines: dict[str, tuple[Sequence[float], float |
         figure.add_trace(line.update(line={"color": BRICK, "width": 2}, marker={"size": 5}), row=row, col=1)
         if level is not None:
             figure.add_hline(level, row=row, col=1, line={"dash": "dot", "color": NEUTRAL, "width": 1})
-    style(figure, height=420)
+    styled(figure, height=420)
     figure.update_layout(showlegend=False, margin={"l": 48, "r": 12, "t": 28, "b": 40})
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
     figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=4, automargin=True)

@@ -132,7 +132,7 @@ def strip(session: Session) -> str:
     picks = [f"<span>{fragments.swatch((p.slot,))}{names[p.key]}{_times(p.weight)}</span>" for p in session.picks]
     made = [f"<span>{fragments.swatch(m.slots)}{escape(m.name)}</span>" for m in session.merges]
     picked = "".join(picks) or '<span class="by-subtle">no adapters</span>'
-    made += [f"<span>{fragments.swatch(())}{escape(m.name)}</span>" for m in session.muted]
+    made += [f"<span>{fragments.swatch(session.slots(e.adapters))}{escape(e.name)}</span>" for e in session.edited]
     made += [f"<span>{fragments.swatch(session.slots(g.experts))}{escape(g.name)}</span>" for g in session.gates]
     merged = f'<span class="by-subtle">Made</span>{"".join(made)}' if made else ""
     return f'<div class="by-legend" role="group" aria-label="Picked"><span class="by-subtle">Picked</span>{picked}{merged}</div>'

@@ -38,12 +38,12 @@ def suits(key: str, kind: str | None) -> bool:
 
 
 def own(session: Session) -> Session:
-    """The session with what belongs to its kind of base only: merges, muted variants and gates of the other are left out."""
+    """The session with what belongs to its kind of base only: merges, edited variants and gates of the other are left out."""
     kind = of_base(session.base)
     return replace(
         session,
         merges=tuple(made for made in session.merges if suits(made.key, kind)),
-        muted=tuple(each for each in session.muted if all(suits(key, kind) for key, _ in each.weights)),
+        edited=tuple(each for each in session.edited if all(suits(key, kind) for key, _ in each.weights)),
         gates=tuple(gating for gating in session.gates if all(suits(key, kind) for key in gating.experts)),
     )
 
@@ -55,4 +55,4 @@ def turned(session: Session) -> Session:
     fit = tuple(pick for pick in every if suits(pick.key, kind))
     if kind is None or fit == session.picks:
         return session
-    return replace(session, picks=fit, aside=tuple(pick for pick in every if pick not in fit), selected=())
+    return replace(session, picks=fit, aside=tuple(pick for pick in every if pick not in fit))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+import torch
 
 import lego
 from backends import library
 from backends.library import Entry
 from components.session import Made
 from lego import AdapterError, MergeReport
+from lego.edit import Edit, edited
 
 NAME_LIMIT = 60
 
@@ -24,6 +27,8 @@ def make(
     seed: int,
     name: str,
     progress: Callable[[int, int], None] | None = None,
+    edits: Mapping[str, Sequence[Edit]] | None = None,
+    dtype: torch.dtype = torch.float16,
 ) -> Entry:
     """Merge adapters of the library and put the result there.
 
@@ -32,17 +37,20 @@ def make(
         method, parameters, seed: as `lego.merge` takes them.
         name: for the files; the method's title where it is empty.
         progress: called with (modules done, modules in all); may raise to stop.
+        edits: what is done to the units of some of the sources before, by key.
+        dtype: of the weights on disk.
 
     Raises:
         AdapterError: when the sources or parameters cannot be used together.
     """
     return library.merge(
-        [library.get(key) for key, _ in weights],
+        [edited(library.get(key), (edits or {}).get(key, ())) for key, _ in weights],
         slug(name) or slug(title_of(method, parameters)),
         method=method,
         weights=[weight for _, weight in weights],
         seed=seed,
         progress=progress,
+        dtype=dtype,
         **parameters,
     )
 

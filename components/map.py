@@ -1,36 +1,22 @@
-"""The Map tab: units of the picked adapters in the plane, their clusters, and what a lasso catches."""
+"""The Map tab: units of the picked adapters in the plane, a view beside it, and everything that follows the selection."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from components import figures, fragments, maps
+from components import ablate, bricks, figures, fragments, maps, pictured, selection, unit_details, unit_figures, views
 from components.messages import told
-from components.session import Muted, Session, UnitId
+from components.session import Selection, Session
 from lego import AdapterError
+from lego.unitset import UnitSet
 
 ALL_LAYERS = "all layers"
-LISTED = 100
-"""Units listed below the map."""
-
-BRIDGE = """
-const wire = () => {
-  const plot = document.querySelector('#unit-map .js-plotly-plot');
-  if (!plot || plot.dataset.wired || !plot.on) return;
-  plot.dataset.wired = 'yes';
-  const send = (points) => trigger('select', {ids: points.map((point) => point.customdata)});
-  plot.on('plotly_selected', (event) => { if (event && (event.lassoPoints || event.range)) send(event.points); });
-  plot.on('plotly_click', (event) => send(event.points));
-  plot.on('plotly_deselect', () => send([]));
-};
-new MutationObserver(wire).observe(document.body, {childList: true, subtree: true});
-wire();
-"""
+SCRIPT = Path(__file__).with_name("map.js")
 
 
 @dataclass(frozen=True)
@@ -45,48 +31,84 @@ class MapTab:
     note: gr.HTML
     plot: gr.Plot
     bridge: gr.HTML
-    composition_title: gr.HTML
-    composition: gr.Plot
-    selection: gr.HTML
-    mute: gr.Button
+    view: gr.Dropdown
+    title: gr.HTML
+    chart: gr.Plot
+    strip: gr.HTML
+    pin: gr.Button
+    details: gr.HTML
+    table: gr.HTML
+    chosen: gr.State
+    picked: gr.State
+    bricks: bricks.BrickBox
+    pictured: pictured.PictureBox
+    ablate: ablate.AblateBox
 
     @property
-    def view(self) -> list[Any]:
-        """The controls that decide what is drawn, in the order of ``draw``."""
-        return [self.kind, self.layer, self.k, self.colour, self.projection]
+    def place(self) -> list[Any]:
+        """The controls that say which units are shown, and in how many clusters."""
+        return [self.kind, self.layer, self.k]
 
     @property
-    def drawing(self) -> list[Any]:
-        """What ``draw`` fills."""
-        return [self.plot, self.composition_title, self.composition, self.note, self.selection, self.mute]
+    def following(self) -> list[Any]:
+        """What ``follow`` fills."""
+        return [self.bridge, self.strip, self.table, self.details, self.pin, self.bricks.panel, self.pictured.panel]
+
+    @property
+    def beside(self) -> list[Any]:
+        """What ``beside`` fills."""
+        return [self.title, self.chart]
 
 
 def create() -> MapTab:
     """Lay the tab out; nothing is wired yet."""
-    with gr.Row():
-        kind = gr.Dropdown([], label="Kind of module", min_width=130, scale=3)
-        layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=2)
-        colour = gr.Radio(list(figures.COLOURINGS), value="adapter", label="Colour by", min_width=300, scale=7)
-        projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
-        k = gr.Slider(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
-    note = gr.HTML(fragments.progress("Reading units", None))
-    with gr.Row():
-        with gr.Column(scale=3, min_width=320):
-            plot = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
-        with gr.Column(scale=2, min_width=300):
-            composition_title = gr.HTML()
-            composition = gr.Plot(label="Cluster composition", show_label=False, elem_id="clusters", container=False)
-    selection = gr.HTML(label="Selected bricks")
-    mute = gr.Button("Mute the selected bricks", visible=False, scale=0)
-    bridge = gr.HTML(visible="hidden", js_on_load=BRIDGE)
-    return MapTab(
-        kind, layer, k, colour, projection, note, plot, bridge, composition_title, composition, selection, mute
-    )
+    with gr.Column(elem_id="map-page", elem_classes="plain"):
+        with gr.Row():
+            kind = gr.Dropdown([], label="Kind of module", min_width=130, scale=3)
+            layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=2)
+            colourings = list(unit_figures.COLOURINGS)
+            colour = gr.Radio(colourings, value="adapter", label="Colour by", min_width=300, scale=7)
+            projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
+            k = gr.Slider(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
+        note = gr.HTML(fragments.progress("Reading units", None))
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                plot = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
+            with gr.Column(scale=2, min_width=300):
+                view = gr.Dropdown(list(views.VIEWS), value=next(iter(views.VIEWS)), label="View", filterable=False)
+                title = gr.HTML()
+                chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
+        strip = gr.HTML(label="Layers")
+        brick_box = bricks.create()
+        pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160, elem_classes="by-alone")
+        details = gr.HTML(label="Details of the brick")
+        picture_box = pictured.create()
+        table = gr.HTML(label="Bricks")
+        ablate_box = ablate.create()
+    bridge = gr.HTML(visible="hidden", html_template="<i></i>", js_on_load=SCRIPT.read_text(encoding="utf-8"))
+    states = gr.State(Selection()), gr.State(None)
+    controls = kind, layer, k, colour, projection, note, plot, bridge, view, title, chart
+    return MapTab(*controls, strip, pin, details, table, *states, brick_box, picture_box, ablate_box)
 
 
 def where(kind: str, layer: str) -> str:
     """What the two controls name: a kind of module across layers, or one module."""
     return kind if layer == ALL_LAYERS else layer
+
+
+def seen(session: Session, kind: str, layer: str, k: float) -> maps.View:
+    """The map that the controls ask for."""
+    return maps.view(session, where(kind, layer), int(k))
+
+
+def picks(session: Session) -> tuple[Any, ...]:
+    """What the map shows of a session: the rest may change without drawing it again."""
+    return session.base, session.picks
+
+
+def left(session: Session, chosen: Selection) -> Selection:
+    """What is still selected after the picks have changed."""
+    return chosen.among([pick.key for pick in session.picks])
 
 
 @told
@@ -102,87 +124,139 @@ def controls(session: Session, kind: str | None, layer: str, k: int) -> tuple[An
 
 
 @told
-def draw(session: Session, kind: str | None, layer: str, k: int, colour: str, projection: str) -> Iterator[tuple]:
+def draw(
+    session: Session, chosen: Selection, kind: str | None, layer: str, k: int, colour: str, projection: str
+) -> Iterator[tuple]:
     """Draw the map: at once with what is there, and again when a projection that had to be computed is ready."""
     if not session.picks or not kind:
-        nothing = figures.empty("Pick adapters in the Library to see their units.")
-        yield nothing, "", figures.empty(""), fragments.subtle("Nothing is picked."), "", gr.Button(visible=False)
+        yield figures.empty("Pick adapters in the Library to see their units."), fragments.subtle("Nothing is picked.")
         return
-    view = maps.view(session, where(kind, layer), int(k))
-    chosen = _listing(session, view), gr.Button(visible=bool(session.selected))
+    view = seen(session, kind, layer, k)
     ready = maps.projected(view, projection)
     if ready is None:
         wait = "Shown as PCA while UMAP is computed (the first time takes half a minute)."
-        yield *_drawn(session, view, maps.projected(view, "PCA"), colour), fragments.progress(wait, None), *chosen
+        yield _drawn(view, maps.projected(view, "PCA"), colour, chosen), fragments.progress(wait, None)
         ready = maps.wait_for(view)
-    yield *_drawn(session, view, ready, colour), fragments.subtle(_caption(view)), *chosen
+    yield _drawn(view, ready, colour, chosen), fragments.subtle(_caption(view))
+
+
+def _drawn(view: maps.View, points: unit_figures.Points, colour: str, chosen: Selection) -> Any:
+    return unit_figures.unit_map(points, view.groups, colour, selection.marks(view, chosen))
 
 
 def _caption(view: maps.View) -> str:
     modules, shown = len(view.units.modules), len(view.units)
     place = f"{modules} modules, {view.k} clusters in each" if modules > 1 else f"one module, {view.k} clusters"
-    return f"{shown} of {view.total} units shown · {place}. Drag a lasso or click to select."
-
-
-def _drawn(session: Session, view: maps.View, points: figures.Points, colour: str) -> tuple:
-    unit_map = figures.unit_map(points, view.groups, colour, maps.rows_of(view, session.selected))
-    if len(view.units.modules) == 1:
-        title = fragments.heading("What each cluster is made of", "Units of each adapter in every cluster.")
-        return unit_map, title, figures.clusters_of_module(points.owner, points.cluster, view.groups)
-    about = "How many clusters of each layer hold one adapter alone, and how many mix several."
-    title = fragments.heading("What the clusters are made of", about)
-    return unit_map, title, figures.clusters_by_layer(points, view.groups)
+    how = "Drag a lasso or click to select, Escape or a double click clears."
+    return f"{shown} of {view.total} units shown · {place}. {how}"
 
 
 @told
-def select(session: Session, kind: str, layer: str, event: gr.EventData) -> Session:
-    """Remember the units that the lasso or click caught; ids from the browser are checked against the map."""
-    view = maps.view(session, where(kind, layer), 1)
-    return replace(session, selected=tuple(maps.unit_id(view, i) for i in maps.checked(view, event.ids)))
-
-
-def _listing(session: Session, view: maps.View) -> str:
-    count = len(session.selected)
-    if not count:
-        return ""
-    groups = dict(zip(view.keys, view.groups, strict=True))
-    norms = {maps.unit_id(view, i): float(view.units.norm[i]) for i in maps.rows_of(view, session.selected)}
-    rows = []
-    for unit in session.selected[:LISTED]:
-        (key, module, index), norm = unit, norms.get(unit)
-        name = f"{fragments.swatch((groups[key].slot,))} {escape(groups[key].name)}"
-        rows.append([name, f"<code>{escape(module)}</code>", str(index), "" if norm is None else f"{norm:.3f}"])
-    title = fragments.heading(f"{count} brick{'s' if count > 1 else ''} selected", _more(count))
-    names = ["Adapter", "Module", "Rank index", "Norm"]
-    return title + fragments.table(names, rows, right=(2, 3), label="Selected bricks", tall=True)
-
-
-def _more(count: int) -> str:
-    return f"The first {LISTED} of them:" if count > LISTED else ""
+def beside(session: Session, kind: str | None, layer: str, k: int, name: str) -> Iterator[tuple]:
+    """Draw the view beside the map; one that takes a while says so."""
+    if not session.picks or not kind:
+        yield "", figures.empty("")
+        return
+    if name in views.SLOW:
+        yield fragments.progress(f"{name}: measuring", None), gr.skip()
+    try:
+        shown = views.VIEWS[name](session, seen(session, kind, layer, k))
+    except AdapterError as error:  # of this view alone: the map beside it stands
+        yield fragments.heading(name), figures.empty(str(error))
+        return
+    yield fragments.heading(shown.title, shown.about), shown.figure
 
 
 @told
-def mute(session: Session) -> Session:
-    """Make the exact sum without the selected units a variant of its own."""
-    units: frozenset[UnitId] = frozenset(session.selected)
-    if not units:
-        raise AdapterError("no bricks are selected", None, "Draw a lasso around some on the map first.")
-    name = f"Sum without {len(units)} brick{'s' if len(units) > 1 else ''}"
-    gr.Info(f"“{name}” joined the variants.")
-    return session.mute(Muted(name, session.weights, units))
+def recluster(
+    session: Session, chosen: Selection, kind: str, layer: str, k: int, colour: str, projection: str, name: str
+) -> Iterator[tuple]:
+    """What another number of clusters changes: the view, the table, and the map where it is coloured by cluster."""
+    view = seen(session, kind, layer, k)
+    points = maps.projected(view, projection) or maps.projected(view, "PCA")
+    drawn = _drawn(view, points, colour, chosen) if colour == "cluster" else gr.skip()
+    for title, chart in beside(session, kind, layer, k, name):
+        yield drawn, fragments.subtle(_caption(view)), selection.table(view, chosen), title, chart
+
+
+@told
+def select(
+    session: Session, chosen: Selection, kind: str, layer: str, k: int, name: str, ablated: tuple[UnitSet, ...],
+    event: gr.EventData,
+) -> Selection:  # fmt: skip
+    """Remember what was selected in any view; what comes from the browser is checked."""
+    return selection.caught(
+        session,
+        seen(session, kind, layer, k),
+        chosen,
+        name,
+        ablated,
+        getattr(event, "origin", None),
+        getattr(event, "value", None),
+    )
+
+
+@told
+def follow(
+    session: Session, chosen: Selection, kind: str | None, layer: str, k: int, projection: str
+) -> tuple[Any, ...]:
+    """Let the map, the layer strip, the table and the details show what is selected."""
+    hidden = gr.Button(visible=False), gr.Column(visible=False), gr.Column(visible=False)
+    if not session.picks or not kind:
+        return {}, "", "", "", *hidden
+    view = seen(session, kind, layer, k)
+    points = maps.projected(view, projection) or maps.projected(view, "PCA")
+    return (
+        selection.marks(view, chosen).data(points.xy),
+        selection.strip(view, chosen),
+        selection.table(view, chosen),
+        unit_details.draw(session, view, chosen),
+        _pin_button(chosen),
+        gr.Column(visible=bool(chosen.units)),
+        gr.Column(visible=pictured.offered(session, chosen)),
+    )
+
+
+def _pin_button(chosen: Selection) -> Any:
+    pinned = chosen.pinned is not None and chosen.primary in (None, chosen.pinned)
+    label = "Unpin the brick" if pinned else "Pin this brick"
+    return gr.Button(label, visible=chosen.primary is not None or pinned)
+
+
+def pin(chosen: Selection) -> Selection:
+    """Keep the primary unit's details beside those of the next; or let the pinned one go."""
+    pinned = chosen.pinned is not None and chosen.primary in (None, chosen.pinned)
+    return replace(chosen, pinned=None if pinned else chosen.primary)
 
 
 def wire(tab: MapTab, session: gr.State) -> None:
     """Connect the tab's events; a pick anywhere redraws it."""
-    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    choices = [tab.kind, tab.layer, tab.k]
-    changed = session.change(controls, [session, *choices], choices, **private)
-    drawings = [changed.then(draw, [session, *tab.view], tab.drawing, **private)]
-    kind_changed = tab.kind.input(controls, [session, *choices], choices, **private)
-    drawings.append(kind_changed.then(draw, [session, *tab.view], tab.drawing, **private))
-    for control in (tab.layer, tab.colour, tab.projection):
-        drawings.append(control.input(draw, [session, *tab.view], tab.drawing, **private))
-    drawings.append(tab.k.input(draw, [session, *tab.view], tab.drawing, trigger_mode="always_last", **private))
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    tab.bridge.select(select, [session, tab.kind, tab.layer], [session], **alone)
-    tab.mute.click(mute, [session], [session], **alone)
+    chosen, looks = tab.chosen, [tab.colour, tab.projection]
+    everything = [session, chosen, *tab.place]
+    session.change(picks, [session], [tab.picked], **private)
+    tab.picked.change(left, [session, chosen], [chosen], **alone)
+    for event in (tab.picked.change, tab.kind.input):
+        set_up = event(controls, [session, *tab.place], tab.place, **private)
+        _redraw(tab, session, set_up.then, private)
+    _redraw(tab, session, tab.layer.input, private)
+    for control in looks:
+        control.input(draw, [*everything, *looks], [tab.plot, tab.note], **private)
+    reclustered = [tab.plot, tab.note, tab.table, *tab.beside]
+    tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, trigger_mode="always_last", **private)
+    tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **private)
+    tab.bridge.select(select, [*everything, tab.view, tab.ablate.found], [chosen], trigger_mode="multiple", **alone)
+    chosen.change(follow, [*everything, tab.projection], tab.following, **private)
+    tab.pin.click(pin, [chosen], [chosen], **alone)
+    bricks.wire(tab.bricks, session, chosen)
+    pictured.wire(tab.pictured, session, chosen, tab.picked)
+    ablate.wire(tab.ablate, session, tab.picked, tab.place, where)
+
+
+def _redraw(tab: MapTab, session: gr.State, event: Any, private: dict[str, Any]) -> None:
+    """After an event draw all that depends on which units are shown."""
+    everything = [session, tab.chosen, *tab.place]
+    event(draw, [*everything, tab.colour, tab.projection], [tab.plot, tab.note], **private)
+    event(beside, [session, *tab.place, tab.view], tab.beside, **private)
+    event(follow, [*everything, tab.projection], tab.following, **private)

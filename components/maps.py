@@ -14,15 +14,17 @@ import numpy as np
 
 from backends import library
 from components.blocks import of_pipeline, place_of, places, running_order
-from components.figures import Group, Points
+from components.figures import Group
 from components.projector import projector
-from components.session import Session, UnitId
+from components.session import Session
 from components.shelf import shelf
+from components.unit_figures import Points
 from components.work import in_thread
 from lego import Adapter, AdapterError, module_kind, module_layer
 from lego.layout import UnitMap, resolve, unit_map
+from lego.unitset import UnitId, UnitSet, indices
 
-MOST_UNITS = 4000
+MOST_UNITS = 20_000
 """More units than this are thinned out by whole modules: nobody tells more points apart, and a browser draws them slowly."""
 
 
@@ -34,6 +36,15 @@ class Mapped:
 
     def __init__(self, units: UnitMap, total: int) -> None:
         self.units, self.total = units, total
+        self.clusters, self.alike = lru_cache(maxsize=16)(units.clusters), lru_cache(maxsize=16)(units.alike)
+
+    @cached_property
+    def starts(self) -> dict[tuple[int, int], int]:
+        """The row of each adapter's first unit in each module: (adapter, module), both as the units name them by number."""
+        units = self.units
+        place = np.column_stack([units.adapter, units.module])
+        first = np.flatnonzero(np.r_[True, (place[1:] != place[:-1]).any(1)])
+        return {(int(a), int(m)): int(row) for row, (a, m) in zip(first, place[first], strict=True)}
 
     @cached_property
     def pca(self) -> np.ndarray:
@@ -59,6 +70,11 @@ class View:
     def units(self) -> UnitMap:
         """The shared unit map."""
         return self.mapped.units
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """The cluster of each unit within its module, (units,)."""
+        return self.mapped.clusters(self.k)
 
     @property
     def total(self) -> int:
@@ -131,19 +147,27 @@ def points(seen: View, xy: np.ndarray) -> Points:
     return Points(
         xy=xy,
         owner=units.adapter,
-        module=[units.modules[i] for i in units.module],
+        module=units.module,
+        modules=units.modules,
         layer=_block_numbers(units, blocks) if blocks else units.layer,
         blocks=blocks,
         rank_index=units.rank_index,
         norm=units.norm,
-        cluster=units.clusters(seen.k),
-        ids=np.arange(len(units)),
+        cluster=seen.clusters,
     )
 
 
 def _block_numbers(units: UnitMap, blocks: Sequence[str]) -> np.ndarray:
     """The number of each unit's block among those shown, (units,)."""
     return np.array([blocks.index(place_of(module).label) for module in units.modules])[units.module]
+
+
+def layers(seen: View) -> tuple[np.ndarray, list[str], str]:
+    """For each unit the number of its layer among those of the map, (units,); their names; and what they are: layer or block."""
+    if blocks := places(filter(of_pipeline, seen.units.modules)):
+        return _block_numbers(seen.units, blocks), blocks, "block"
+    found, layer = np.unique(seen.units.layer, return_inverse=True)
+    return layer, [str(number) for number in found], "layer"
 
 
 def projected(seen: View, projection: str) -> Points | None:
@@ -208,7 +232,32 @@ def unit_id(seen: View, i: int) -> UnitId:
     return seen.keys[units.adapter[i]], units.modules[units.module[i]], int(units.rank_index[i])
 
 
-def rows_of(seen: View, selected: Iterable[UnitId]) -> list[int]:
-    """The points of those units that are on this map."""
-    wanted = set(selected)
-    return [i for i in range(len(seen.units)) if unit_id(seen, i) in wanted] if wanted else []
+def unit_set(seen: View, rows: Iterable[int]) -> UnitSet:
+    """The units of some points."""
+    units, bits = seen.units, {}
+    rows = np.fromiter(rows, dtype=int)
+    for a, m, index in zip(
+        units.adapter[rows].tolist(), units.module[rows].tolist(), units.rank_index[rows].tolist(), strict=True
+    ):
+        bits[a, m] = bits.get((a, m), 0) | 1 << index
+    return UnitSet.packed({(seen.keys[a], units.modules[m]): found for (a, m), found in bits.items()})
+
+
+def rows_of(seen: View, units: UnitSet) -> np.ndarray:
+    """The points of those units that are on this map, ascending."""
+    adapters = {key: a for a, key in enumerate(seen.keys)}
+    modules = {name: m for m, name in enumerate(seen.units.modules)}
+    starts = seen.mapped.starts
+    rows = [
+        start + index
+        for key, module, bits in units.parts
+        if (start := starts.get((adapters.get(key, -1), modules.get(module, -1)))) is not None
+        for index in indices(bits)
+    ]
+    return np.sort(np.array(rows, dtype=int))
+
+
+def row_of(seen: View, unit: UnitId | None) -> int | None:
+    """The point of a unit; None where it is not on this map."""
+    rows = rows_of(seen, UnitSet.of([unit] if unit else []))
+    return int(rows[0]) if len(rows) else None

@@ -19,6 +19,7 @@ from components.session import Pick
 from components.work import loading
 from lego.merge import VERSION
 from lego.recipe import SHA256, Document, Part, Recipe
+from lego.unitset import UnitSet
 from lego.write import RECIPE
 from mole.pool import Weighting
 
@@ -58,19 +59,28 @@ class GatesOf(Part):
     name: Text
 
 
+class ScaledOf(Part):
+    """Units whose weight is multiplied by a factor."""
+
+    factor: float
+    units: list[tuple[Key, Text, Whole]] = Field(max_length=200_000, description="[[key, module, unit], …]")
+
+
 class VariantOf(Part):
     """A variant: what it weighs."""
 
     name: Text
     adapters: list[tuple[Key, float]] = Field(default=[], max_length=64, description="[[key, weight], …]")
-    muted: list[tuple[Key, Text, Whole]] = Field(default=[], max_length=20_000, description="[[key, module, unit], …]")
+    muted: list[tuple[Key, Text, Whole]] = Field(default=[], max_length=200_000, description="[[key, module, unit], …]")
     gates: Key | None = None
     masked: list[Text] = Field(default=[], max_length=64, description="a list of keys")
+    scaled: list[ScaledOf] = Field(default=[], max_length=64, description="a list of {factor: …, units: […]}")
 
     @property
     def weighting(self) -> Weighting:
         """The same as the backend takes it."""
-        return Weighting(tuple(self.adapters), frozenset(self.muted), self.gates, tuple(self.masked))
+        scaled = tuple((UnitSet.of(each.units), each.factor) for each in self.scaled)
+        return Weighting(tuple(self.adapters), UnitSet.of(self.muted), self.gates, tuple(self.masked), scaled)
 
 
 class PickOf(Part):
@@ -160,4 +170,5 @@ def _variant(name: str, weighting: Weighting) -> VariantOf:
         muted=sorted(weighting.muted),
         gates=weighting.gates,
         masked=list(weighting.masked),
+        scaled=[ScaledOf(factor=factor, units=list(units)) for units, factor in weighting.scaled],
     )

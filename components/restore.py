@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+
+import torch
 
 from backends import bases, library
 from backends.bases import TextBase
 from backends.image import Drawing
 from components import kinds, making
 from components.remembered import AdapterOf, BaseOf, PickOf, Remembered, VariantOf
-from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, columns
+from components.session import MAX_PICKS, Edited, Gating, Made, Pick, Session, columns
 from components.shelf import as_gating, checked_base, known, known_gates, shelf
 from components.work import loading, peek
 from lego import AdapterError
+from lego.edit import Edit
 from lego.recipe import Recipe
+from lego.unitset import UnitId, UnitSet
 from mole.pool import Weighting
 
 DAMAGED = "The picture's recipe is damaged, or was made by another version."
@@ -25,7 +29,7 @@ class Restored:
     """What a picture brought back.
 
     Attributes:
-        session: with its base, adapters, merges, muted variants and gates.
+        session: with its base, adapters, merges, edited variants and gates.
         chosen: ids of the variants that were compared.
         prompts: as they were given.
         drawing: how they were drawn.
@@ -141,7 +145,7 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
         AdapterError: when a source is missing.
     """
     by_hash = {library.get(key).sha256: key for key in shelf(session)}
-    weights, missing = [], []
+    weights, missing, edits = [], [], {}
     for source in recipe.sources:
         key = by_hash.get(source.sha256 or "")
         if key is None and source.hub:
@@ -150,15 +154,17 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
             missing.append(f"{source.name} (SHA-256 {(source.sha256 or '')[:12]}…)")
         else:
             weights.append((key, source.weight))
+            edits[key] = [Edit(each.factor, each.units) for each in source.edits or ()]
     if missing:
         raise AdapterError(f"it was merged from {', '.join(missing)}")
-    return making.make(weights, recipe.method, recipe.parameters, recipe.seed, name).key
+    dtype = getattr(torch, recipe.output.dtype)
+    return making.make(weights, recipe.method, recipe.parameters, recipe.seed, name, edits=edits, dtype=dtype).key
 
 
 def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Session:
     """The session with everything that the picture's variants need, on the shelf and picked."""
     aside = tuple(pick for pick in (*session.picks, *session.aside) if kinds.of_adapter(pick.key) != kinds.IMAGE)
-    session = replace(session, picks=(), aside=aside, selected=())
+    session = replace(session, picks=(), aside=aside)
     for key in dict.fromkeys(keys.values()):
         session = session.add(key)
     merged = {keys[each.key] for each in wanted.adapters if each.merge is not None}
@@ -169,16 +175,18 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
         w = mapped(variant.weighting, keys)
         if w.gates:
             session = _gated(session, w, variant.name)
-        elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.muted:
+        elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.factors:
             session = session.join(Made(w.adapters[0][0], variant.name))
         elif w not in [column.weighting for column in columns(session, shelf(session))]:
-            session = session.mute(Muted(variant.name, w.adapters, w.muted))
+            session = session.edit(Edited(variant.name, w.adapters, UnitSet.of(w.muted), w.scaled))
     return session
 
 
 def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> list[Pick]:
     """The picked adapters, and those that stand alone as a variant."""
-    alone = [v.adapters[0][0] for v in wanted.variants if len(v.adapters) == 1 and not v.gates and not v.muted]
+    alone = [
+        v.adapters[0][0] for v in wanted.variants if len(v.adapters) == 1 and not v.gates and not v.weighting.factors
+    ]
     given = [*wanted.picks, *(PickOf(key=key, slot=slot) for slot, key in enumerate(dict.fromkeys(alone)))]
     return [
         Pick(keys[each.key], each.weight, each.slot) for each in given if keys.get(each.key, "") not in (*merged, "")
@@ -202,15 +210,22 @@ def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
     Raises:
         AdapterError: when it weighs an adapter that the recipe does not name.
     """
-    names = [key for key, _ in weighting.adapters] + [key for key, _, _ in weighting.muted]
+    names = [key for key, _ in weighting.adapters]
+    names += [key for units, _ in weighting.factors for key, _, _ in units.parts]
     if unknown := [key for key in names if key not in keys]:
         raise AdapterError(f"weighs {unknown[0]}, which it does not name", "This picture", DAMAGED)
     return Weighting(
         tuple((keys[key], weight) for key, weight in weighting.adapters),
-        frozenset((keys[key], module, unit) for key, module, unit in weighting.muted),
+        renamed(weighting.muted, keys),
         weighting.gates,
         tuple(keys.get(key, key) for key in weighting.masked),
+        tuple((renamed(units, keys), factor) for units, factor in weighting.scaled),
     )
+
+
+def renamed(units: Iterable[UnitId], keys: Mapping[str, str]) -> UnitSet:
+    """The same units under the keys that their adapters have here."""
+    return UnitSet.of((keys[key], module, unit) for key, module, unit in units)
 
 
 def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str]) -> tuple[str, ...]:

@@ -6,18 +6,17 @@ new ``Session`` (``dataclasses.replace``), so two visitors can never write into 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from backends.library import Entry
 from backends.text import Variant
+from lego.unitset import NO_UNITS, UnitId, UnitSet
 from mole.gate import BASE
 from mole.live import Weighting
 
 MAX_PICKS = 8
 """How many adapters can be picked at once: one distinguishable colour each."""
-
-UnitId = tuple[str, str, int]
-"""One unit: the adapter's key, the module's name, the rank index within that adapter."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,56 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Muted:
-    """A variant with some units switched off: the weights it was made with and the units that stay silent."""
+class Edited:
+    """A variant whose units are not all what its weights say: some stay silent, some are multiplied by a factor."""
 
     name: str
     weights: tuple[tuple[str, float], ...]
-    units: frozenset[UnitId]
+    muted: UnitSet = NO_UNITS
+    scaled: tuple[tuple[UnitSet, float], ...] = ()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The keys of its adapters."""
+        return tuple(key for key, _ in self.weights)
+
+    @property
+    def weighting(self) -> Weighting:
+        """The same, as the pool takes it."""
+        return Weighting(self.weights, self.muted, scaled=self.scaled)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A selection under a name."""
+
+    name: str
+    units: UnitSet
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The units that the map's views show together. It is kept beside the session: no other tab follows it.
+
+    Attributes:
+        units: what is selected; nothing selected leaves everything as it is.
+        primary: the unit whose details are shown.
+        pinned: another one, beside it.
+    """
+
+    units: UnitSet = NO_UNITS
+    primary: UnitId | None = None
+    pinned: UnitId | None = None
+
+    def of_one(self, unit: UnitId) -> Selection:
+        """The selection after a click on a unit: it alone, or as the primary one of what is selected already."""
+        return replace(self, units=self.units if unit in self.units else UnitSet.of([unit]), primary=unit)
+
+    def among(self, keys: Collection[str]) -> Selection:
+        """What is left of it where only these adapters are picked."""
+        kept = UnitSet(tuple(part for part in self.units.parts if part[0] in keys))
+        primary, pinned = (unit if unit and unit[0] in keys else None for unit in (self.primary, self.pinned))
+        return Selection(kept, primary, pinned)
 
 
 @dataclass(frozen=True)
@@ -77,9 +120,9 @@ class Session:
     aside: tuple[Pick, ...] = ()
     added: tuple[str, ...] = ()
     merges: tuple[Made, ...] = ()
-    muted: tuple[Muted, ...] = ()
+    edited: tuple[Edited, ...] = ()
     gates: tuple[Gating, ...] = ()
-    selected: tuple[UnitId, ...] = ()
+    named: tuple[Named, ...] = ()
 
     def pick(self, key: str) -> Pick | None:
         """The pick of this adapter, or None where it is not picked."""
@@ -88,10 +131,10 @@ class Session:
     def toggle(self, key: str) -> Session:
         """Pick the adapter, or unpick it; a new pick takes the first free colour."""
         if self.pick(key):
-            return replace(self, picks=tuple(pick for pick in self.picks if pick.key != key), selected=())
+            return replace(self, picks=tuple(pick for pick in self.picks if pick.key != key))
         used = {pick.slot for pick in self.picks}
         free = next(slot for slot in range(MAX_PICKS + 1) if slot not in used)
-        return replace(self, picks=(*self.picks, Pick(key, 1.0, free)), selected=())
+        return replace(self, picks=(*self.picks, Pick(key, 1.0, free)))
 
     def weigh(self, key: str, weight: float) -> Session:
         """Give a picked adapter another weight."""
@@ -105,9 +148,13 @@ class Session:
         """Let a merge join the variants; the same merge joins once, under its newest name."""
         return replace(self, merges=(*(old for old in self.merges if old.key != made.key), made))
 
-    def mute(self, muted: Muted) -> Session:
-        """Let a muted variant join the variants, replacing one of the same name."""
-        return replace(self, muted=(*(old for old in self.muted if old.name != muted.name), muted))
+    def edit(self, edited: Edited) -> Session:
+        """Let an edited variant join the variants, replacing one of the same name."""
+        return replace(self, edited=(*(old for old in self.edited if old.name != edited.name), edited))
+
+    def keep(self, named: Named) -> Session:
+        """Keep a selection, replacing one of the same name."""
+        return replace(self, named=(*(old for old in self.named if old.name != named.name), named))
 
     def gate(self, gating: Gating) -> Session:
         """Let trained gates join the variants; the same gates join once, under their newest name, with their masks."""
@@ -151,7 +198,7 @@ class Column:
 
 
 def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
-    """Every variant of a session: the base, each picked LoRA alone, their exact sum and average, merges, muted ones, gates."""
+    """Every variant of a session: the base, each picked LoRA alone, their exact sum and average, merges, edited ones, gates."""
     picks = [pick for pick in session.picks if pick.key in entries]
     slots = tuple(pick.slot for pick in picks)
     result = [Column("base", "Base", Weighting(()))]
@@ -163,7 +210,7 @@ def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
             mean = tuple((key, weight / size) for key, weight in total)
             result += [Column("average", "Average", Weighting(mean), slots)]
     result += [Column(f"merge:{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
-    result += [Column(f"muted:{m.name}", m.name, Weighting(m.weights, m.units)) for m in session.muted]
+    result += [Column(f"edited:{e.name}", e.name, e.weighting, session.slots(e.adapters)) for e in session.edited]
     result += [
         column for gating in session.gates if gating.base == session.base for column in gated(session, gating, entries)
     ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from lego.errors import AdapterError
 
 if TYPE_CHECKING:
+    from lego.edit import Edit
     from lego.recipe import Recipe
     from lego.report import MergeReport
 
@@ -169,6 +170,7 @@ class Adapter(Modules):
         config: other facts of its format that have to survive a merge (``task_type``, ``fan_in_fan_out``).
         card: front matter of its README.md.
         report, recipe: set on merged adapters.
+        edits: what `lego.edit.edited` did to its units since it was read.
     """
 
     name: str
@@ -183,6 +185,7 @@ class Adapter(Modules):
     card: Mapping[str, Any] = field(default_factory=dict)
     report: MergeReport | None = None
     recipe: Recipe | None = None
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.modules:

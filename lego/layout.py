@@ -72,6 +72,21 @@ class UnitMap:
         distance[unit] = torch.inf
         return distance.argsort(stable=True)[: min(count, len(self) - 1)].tolist()
 
+    def alike(self, unit: int) -> Float[np.ndarray, " units"]:
+        """Cosine of every unit with one of them as the rank-one updates b aᵀ: cos(a, a') · cos(b, b'), from −1 to 1."""
+        start = np.flatnonzero(self.module == self.module[unit])[0]
+        place = {module: (pool, row) for pool in self.pools for row, module in enumerate(pool.modules)}
+        pool, row = place[self.modules[self.module[unit]]]
+        a, b = pool.down[row, unit - start], pool.up[row, :, unit - start]
+        found: dict[str, np.ndarray] = {}
+        for other in self.pools:
+            squares = [gram.diagonal(dim1=1, dim2=2).double() for gram in (other.gram_down, other.gram_up)]
+            size = (squares[0] * squares[1]).clamp_min(0).sqrt() * a.norm().double() * b.norm().double()
+            inner = (other.down @ a).double() * (b @ other.up).double()
+            cosine = torch.where(size > 0, inner / size.clamp_min(1e-300), 0)
+            found.update(zip(other.modules, cosine.clamp(-1, 1).numpy(), strict=True))
+        return np.concatenate([found[module] for module in self.modules])
+
     def pca(self) -> projection.Coordinates:
         """The two principal components of the centred units, at once."""
         return projection.principal_components(self.vectors(), 2)

@@ -14,7 +14,7 @@ import torch
 from lego.adapter import Adapter, Factors, ModuleSpec, finite, largest
 from lego.errors import AdapterError
 from lego.fidelity import Fidelity, compare
-from lego.recipe import Output, Recipe, Source
+from lego.recipe import Edits, Output, Recipe, Source
 from lego.registry import method as find_method
 from lego.report import MergeReport, SourceReport, licence_of, module_reports, source_norms, warnings_of
 from lego.threads import one_thread
@@ -221,7 +221,7 @@ class Merging:
     def recipe(self, output: Output | None = None) -> Recipe:
         """The merge as data."""
         sources = [
-            Source(name=a.name, **place_of(a), sha256=a.sha256, weight=w)
+            Source(name=a.name, **place_of(a), sha256=a.sha256, weight=w, edits=edits_of(a))
             for a, w in zip(self.adapters, self.weights, strict=True)
         ]
         return Recipe(
@@ -270,6 +270,13 @@ class Merging:
             warnings=warnings_of(self.adapters, self.weights, every, self.method),
             per_module=module_reports(self.lines, fidelity),
         )
+
+
+def edits_of(adapter: Adapter) -> list[Edits] | None:
+    """What was done to a source's units, as a recipe says it."""
+    return [
+        Edits(factor=edit.factor, units={m: list(rows) for m, rows in edit.units.items()}) for edit in adapter.edits
+    ] or None
 
 
 def place_of(adapter: Adapter) -> dict[str, str]:

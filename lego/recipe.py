@@ -82,6 +82,13 @@ class Document(Part):
             raise AdapterError(explain(error, cls), where) from error
 
 
+class Edits(Part):
+    """Units of a source that are scaled, or with the factor 0 taken out (`lego.edit`)."""
+
+    factor: Number = Field(default=0.0, description="a number that multiplies their update; 0 takes them out")
+    units: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(description="{module: [row of A, …]}")
+
+
 class Source(Part):
     """One adapter of a merge: where it is, its hash, its weight. A bare string stands for ``path``, or for ``hub`` (see `place`)."""
 
@@ -99,6 +106,8 @@ class Source(Part):
     weight: Number | dict[str, Number] = Field(
         default=1.0, description="a number, or numbers by pattern on module names such as {q_proj: 0.5}"
     )
+
+    edits: list[Edits] | None = Field(default=None, description="a list of {factor: …, units: {module: [0, …]}}")
 
     @model_validator(mode="before")
     @classmethod

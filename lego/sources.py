@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lego.adapter import Adapter
+from lego.edit import Edit, edited
 from lego.errors import AdapterError
 from lego.recipe import Source
 
@@ -30,10 +31,10 @@ def open_sources(sources: Sequence[Source], folder: Path, fetch: Fetch | None = 
 
 
 def open_source(source: Source, folder: Path, fetch: Fetch | None = None) -> Adapter:
-    """Open one source, whatever its hash is.
+    """Open one source, whatever its hash is, and do to its units what the recipe says.
 
     Raises:
-        AdapterError: when it is missing or cannot be merged.
+        AdapterError: when it is missing, cannot be merged, or lacks units that are to be edited.
     """
     from lego import read_adapter
 
@@ -46,7 +47,16 @@ def open_source(source: Source, folder: Path, fetch: Fetch | None = None) -> Ada
         adapter = read_adapter(os.path.abspath(folder / Path(source.path).expanduser()))
     else:
         raise AdapterError("has neither a path nor a hub id", source, "Say where it is.")
-    return replace(adapter, name=source.name) if source.name else adapter
+    return with_edits(replace(adapter, name=source.name) if source.name else adapter, source)
+
+
+def with_edits(adapter: Adapter, source: Source) -> Adapter:
+    """The adapter after the edits that a recipe names.
+
+    Raises:
+        AdapterError: as `lego.edit.edited`.
+    """
+    return edited(adapter, [Edit(each.factor, each.units) for each in source.edits or ()])
 
 
 def checked(adapter: Adapter, source: Source) -> Adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lego.adapter import Adapter
 from lego.errors import AdapterError
+from lego.unitset import NO_UNITS, UnitId, UnitSet, indices
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,23 @@ class Weighting:
 
     Attributes:
         adapters: (adapter's key in the pool, weight on its units); an adapter that is not named has weight 0.
-        muted: units that get weight 0 all the same: (adapter's key, module, index of the unit within that adapter).
+        muted: units that get weight 0 all the same, as a `lego.unitset.UnitSet` or any set of (adapter's key, module, index of the
+            unit within that adapter).
         gates: key of the gates that multiply these weights, sample by sample (MoLE); None for weights as they are.
         masked: experts that the gates leave out.
+        scaled: units whose weight is multiplied by a factor.
     """
 
     adapters: tuple[tuple[str, float], ...] = ()
-    muted: frozenset[tuple[str, str, int]] = frozenset()
+    muted: Set[UnitId] = NO_UNITS
     gates: str | None = None
     masked: tuple[str, ...] = ()
+    scaled: tuple[tuple[UnitSet, float], ...] = ()
+
+    @property
+    def factors(self) -> list[tuple[UnitSet, float]]:
+        """Units and what multiplies the weight that their adapter gives them."""
+        return [*self.scaled, *([(UnitSet.of(self.muted), 0.0)] if self.muted else [])]
 
 
 class LivePool:
@@ -125,20 +134,27 @@ class LivePool:
             AdapterError: when a weighting names an adapter twice, or an adapter or unit that is not in the pool.
         """
         given = [self._by_key(variant) for variant in variants]
+        by_adapter = {key: torch.tensor([row.get(key, 0.0) for row in given]) for key in self.keys}
         weights: dict[str, Tensor] = {}
         for module, slices in self._slices.items():
-            rows = [
-                [row.get(key, 0.0) for key, part in slices.items() for _ in range(part.stop - part.start)]
-                for row in given
-            ]
-            weights[module] = torch.tensor(rows, dtype=torch.float32).view(len(given), -1)
+            own = [by_adapter[key][:, None].expand(-1, part.stop - part.start) for key, part in slices.items()]
+            weights[module] = torch.cat(own, dim=1)
         for row, variant in enumerate(variants):
-            for key, module, index in variant.muted:
-                part = self.units(key, module)
-                if not 0 <= index < part.stop - part.start:
-                    raise AdapterError(f"has no unit {index} in module {module}", self.names[key])
-                weights[module][row, part.start + index] = 0.0
+            for units, factor in variant.factors:
+                for key, module, bits in units.parts:
+                    weights[module][row, self._places(key, module, bits)] *= factor
         return weights
+
+    def _places(self, key: str, module: str, bits: int) -> list[int]:
+        """Where some of an adapter's units lie in a module.
+
+        Raises:
+            AdapterError: when it has no such units.
+        """
+        part = self.units(key, module)
+        if bits >> (part.stop - part.start):
+            raise AdapterError(f"has no unit {bits.bit_length() - 1} in module {module}", self.names[key])
+        return [part.start + index for index in indices(bits)]
 
     def _by_key(self, variant: Weighting) -> dict[str, float]:
         given = dict(variant.adapters)

@@ -61,4 +61,6 @@ class GateRecipe(Document):
         """Refuse weights: the gates weigh."""
         if weighed := next((source for source in self.sources if source.weight != 1.0), None):
             raise ValueError(f"gives {weighed} a weight, but gates decide that; leave it out")
+        if edited := next((source for source in self.sources if source.edits), None):
+            raise ValueError(f"edits units of {edited}, but gates mix whole adapters; save the edited one first")
         return self

@@ -21,7 +21,18 @@ from backends.bases import ImageBase, load_base
 from backends.gated import choices
 from backends.image import Drawing, Variant, draw
 from backends.training import Training
-from components import choosing, gate, gate_figures, gating, shelf, training, training_data, unpacking, uploaded_pictures, work
+from components import (
+    choosing,
+    gate,
+    gate_figures,
+    gating,
+    shelf,
+    training,
+    training_data,
+    unpacking,
+    uploaded_pictures,
+    work,
+)
 from components.session import Gating, Pick, Session, columns
 from lego import AdapterError
 from mole.gate import GateConfig

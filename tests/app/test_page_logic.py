@@ -13,9 +13,23 @@ from safetensors.torch import save_file
 
 import lego
 from backends import library as lego_library
-from components import compare, comparison, controls, endpoints, export, figures, fragments, library, making, shelf
-from components.session import MAX_PICKS, Column, Made, Muted, Pick, Session, columns
+from components import (
+    compare,
+    comparison,
+    controls,
+    endpoints,
+    export,
+    figures,
+    fragments,
+    library,
+    making,
+    shelf,
+    unit_figures,
+)
+from components.session import MAX_PICKS, Column, Edited, Made, Pick, Session, columns
+from components.unit_figures import Marks
 from lego import AdapterError
+from lego.unitset import UnitSet
 from mole.live import Weighting
 from tests.conftest import half_pair, write_peft
 
@@ -41,14 +55,17 @@ def test_variants_are_weightings_of_one_pool() -> None:
     two = session("past-tense", "sentiment")
     first, second = (pick.key for pick in two.picks)
     two = two.weigh(second, 0.5).join(Made(first, "merge", (0, 1)))
-    two = two.mute(Muted("quiet", two.weights, frozenset({(first, "m", 3)})))
+    two = two.edit(
+        Edited("quiet", two.weights, UnitSet.of([(first, "m", 3)]), ((UnitSet.of([(second, "m", 0)]), 2.0),))
+    )
     found = {column.id: column.weighting for column in columns(two, shelf.shelf(two))}
     assert found["base"] == Weighting(())
     assert found[f"lora:{second}"] == Weighting(((second, 1.0),))
     assert found["sum"] == Weighting(((first, 1.0), (second, 0.5)))
     assert found["average"] == Weighting(((first, 1 / 1.5), (second, 0.5 / 1.5)))
     assert found[f"merge:{first}"] == Weighting(((first, 1.0),))
-    assert found["muted:quiet"].muted == {(first, "m", 3)}
+    assert found["edited:quiet"].muted == {(first, "m", 3)}
+    assert found["edited:quiet"].scaled == ((frozenset({(second, "m", 0)}), 2.0),)
 
 
 def test_columns_of_one_name_are_told_apart() -> None:
@@ -201,17 +218,17 @@ def test_local_folders_are_closed_on_a_space(monkeypatch: pytest.MonkeyPatch, tm
         shelf.checked_base(str(tmp_path))
 
 
-def points() -> figures.Points:
+def points() -> unit_figures.Points:
     """Two modules; cluster 0 of layer 0 mixes both adapters, everything else is pure."""
-    return figures.Points(
+    return unit_figures.Points(
         xy=np.zeros((5, 2)),
         owner=np.array([0, 1, 1, 0, 1]),
-        module=["m.0", "m.0", "m.0", "m.1", "m.1"],
+        module=np.array([0, 0, 0, 1, 1]),
+        modules=["m.0", "m.1"],
         layer=np.array([0, 0, 0, 1, 1]),
         rank_index=np.array([0, 0, 1, 0, 0]),
         norm=np.ones(5),
         cluster=np.array([0, 0, 1, 0, 1]),
-        ids=np.arange(5),
     )
 
 
@@ -219,24 +236,24 @@ GROUPS = [figures.Group("A", 0), figures.Group("B", 1)]
 
 
 def test_clusters_by_layer_counts_pure_and_mixed_ones() -> None:
-    bars = {bar.name: list(bar.y) for bar in figures.clusters_by_layer(points(), GROUPS).data}
+    bars = {bar.name: list(bar.y) for bar in unit_figures.clusters_by_layer(points(), GROUPS).data}
     assert bars == {"A only": [0, 1], "B only": [1, 1], "2 mixed": [1, 0]}
 
 
 def test_clusters_of_a_module_counts_units() -> None:
-    figure = figures.clusters_of_module(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]), GROUPS)
+    figure = unit_figures.clusters_of_module(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]), GROUPS)
     assert {bar.name: list(bar.y) for bar in figure.data} == {"A": [1, 0], "B": [1, 2]}
 
 
 def test_selected_units_grey_the_others_out() -> None:
-    figure = figures.unit_map(points(), GROUPS, "adapter", selected=[1, 4])
-    assert [list(trace.selectedpoints) for trace in figure.data] == [[], [0, 2]]
-    assert figures.unit_map(points(), GROUPS, "adapter").data[0].selectedpoints is None
+    figure = unit_figures.unit_map(points(), GROUPS, "adapter", Marks(np.array([1, 4]), rings=(1,), links=((1, 4),)))
+    assert [list(trace.selectedpoints) for trace in figure.data[:2]] == [[], [0, 2]]
+    assert unit_figures.unit_map(points(), GROUPS, "adapter").data[0].selectedpoints is None
 
 
 def test_the_map_knows_each_adapters_colour() -> None:
-    figure = figures.unit_map(points(), GROUPS, "adapter")
-    assert [trace.marker.color for trace in figure.data] == [group.colour for group in GROUPS]
+    figure = unit_figures.unit_map(points(), GROUPS, "adapter")
+    assert [trace.marker.color for trace in figure.data[:2]] == [group.colour for group in GROUPS]
 
 
 def test_a_page_that_lost_its_session_is_told_so() -> None:

@@ -17,9 +17,10 @@ from components import drawing, export, making, restore, sheet, shelf
 from components.gallery import Gallery
 from components.kinds import IMAGE, of_adapter, of_base, turned
 from components.remembered import Remembered
-from components.session import Made, Muted, Session, columns
+from components.session import Edited, Made, Session, columns
 from components.work import loading
 from lego import AdapterError
+from lego.unitset import UnitSet
 from tests.tiny_pipelines import tiny_folder, write_lora
 
 PROMPTS, WANTED = ["a fox", "an owl"], Drawing(steps=2, guidance=3.0, seeds=(4, 9))
@@ -47,7 +48,8 @@ def session(home: Path) -> Session:
         found = found.add(key)
     merged = making.make(found.weights, "lego", {}, 0, "my merge")
     module = next(iter(library.get(keys[0]).modules))
-    found = found.mute(Muted("quiet", found.weights, frozenset({(keys[0], module, 0)})))
+    one, other = UnitSet.of([(keys[0], module, 0)]), UnitSet.of([(keys[1], module, 1)])
+    found = found.edit(Edited("quiet", found.weights, one, ((other, 2.5),)))
     return found.join(Made(merged.key, "my merge", (0, 1)))
 
 

@@ -98,3 +98,17 @@ def test_what_cannot_be_mapped() -> None:
     with pytest.raises(AdapterError, match="no picked adapter has"):
         unit_map(adapters, "o_proj")
     assert resolve(adapters, Q) == [Q]
+
+
+def test_units_are_alike_as_their_rank_one_updates_are() -> None:
+    adapters, weights = mixed_adapters(), [1.0, -0.5, 2.0]
+    units = unit_map(adapters, "q_proj", weights)
+    dense = []
+    for module in units.modules:
+        for adapter, weight in zip(adapters, weights, strict=True):
+            found = adapter[module]
+            dense += [weight * np.outer(found.up[:, u], found.down[u]).ravel() for u in range(found.rank)]
+    flat = np.array(dense, dtype=float)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    for unit in (0, 5, len(units) - 1):
+        np.testing.assert_allclose(units.alike(unit), flat @ flat[unit], atol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lego import Adapter, AdapterError, Factors
+from lego.unitset import UnitSet
 from mole.live import LivePool, Weighting, attach
 
 D_IN, D_OUT = 6, 5
@@ -45,19 +46,19 @@ def pool(dtype: torch.dtype = torch.float32) -> LivePool:
     return LivePool({name: adapter(name, *given) for name, given in GIVEN.items()}, "cpu", dtype)
 
 
-def expected(
-    model: Net, x: np.ndarray, weights: dict[str, float], muted: frozenset[tuple[str, str, int]]
-) -> np.ndarray:
+def expected(model: Net, x: np.ndarray, weighting: Weighting) -> np.ndarray:
     """The net's output for one row in float64, adding each unit's rank-one update to the matrices."""
+    weights = dict(weighting.adapters)
     matrices = {module: getattr(model, module).weight.double().numpy().copy() for module in ("one", "two")}
     for name, given in GIVEN.items():
         source = adapter(name, *given)
         for module in source.modules:
             factors = source[module]
             for unit in range(factors.rank):
-                if (name, module, unit) not in muted:
+                if (name, module, unit) not in weighting.muted:
                     b, a = factors.up[:, unit].double().numpy(), factors.down[unit].double().numpy()
-                    matrices[module] += weights.get(name, 0.0) * factors.scale * np.outer(b, a)
+                    times = np.prod([factor for units, factor in weighting.scaled if (name, module, unit) in units])
+                    matrices[module] += times * weights.get(name, 0.0) * factors.scale * np.outer(b, a)
     hidden = np.tanh(x @ matrices["one"].T + model.one.bias.double().numpy()) @ matrices["two"].T
     normed = (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True) + model.norm.eps)
     return normed @ model.free.weight.double().numpy().T + model.free.bias.double().numpy()
@@ -71,10 +72,20 @@ VARIANTS = [
     Weighting(
         (("first", 1.0), ("second", 1.0)), frozenset({("first", "one", 0), ("first", "two", 2), ("second", "one", 1)})
     ),
+    Weighting(
+        (("first", 0.5), ("second", 1.0)),
+        frozenset({("first", "one", 0)}),
+        scaled=(
+            (UnitSet.of([("first", "one", 0), ("first", "one", 1), ("second", "one", 0)]), 2.5),
+            (UnitSet.of([("first", "one", 1), ("first", "two", 2)]), -0.5),
+        ),
+    ),
 ]
 
 
-@pytest.mark.parametrize("chosen", [VARIANTS, VARIANTS[1:2] * 2, VARIANTS[3:4] * 3, VARIANTS[4:] * 2, VARIANTS[:2]])
+@pytest.mark.parametrize(
+    "chosen", [VARIANTS, VARIANTS[1:2] * 2, VARIANTS[3:4] * 3, VARIANTS[4:5] * 2, VARIANTS[5:] * 2, VARIANTS[:2]]
+)
 def test_every_row_computes_its_own_variant(chosen: list[Weighting]) -> None:
     model, units = net(), pool()
     x = torch.randn(len(chosen), 4, D_IN)
@@ -82,7 +93,7 @@ def test_every_row_computes_its_own_variant(chosen: list[Weighting]) -> None:
         live.set_rows(units.row_weights(chosen))
         found = model(x)
     for row, variant in enumerate(chosen):
-        wanted = expected(model, x[row].double().numpy(), dict(variant.adapters), variant.muted)
+        wanted = expected(model, x[row].double().numpy(), variant)
         np.testing.assert_allclose(found[row].numpy(), wanted, rtol=2e-4, atol=2e-5)
 
 
@@ -150,7 +161,7 @@ def test_weights_can_change_while_attached() -> None:
             live.set_module(module, weights)
         found = model(x)
     np.testing.assert_allclose(
-        found[0].numpy(), expected(model, x[0].double().numpy(), {"second": 1.0}, frozenset()), rtol=2e-4, atol=2e-5
+        found[0].numpy(), expected(model, x[0].double().numpy(), VARIANTS[2]), rtol=2e-4, atol=2e-5
     )
 
 

@@ -1,0 +1,127 @@
+"""One selection that every view of the map follows, with a real mouse and keyboard; a muted cluster in the comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.test_main_job import tab
+
+Opened = Callable[..., Page]
+GREY = "() => [...document.querySelectorAll('#unit-map .point')].filter((p) => +p.style.opacity < 0.5).length"
+
+
+def lasso(page: Page, left: float = 0.05, right: float = 0.95) -> None:
+    """Draw a lasso over the map, from one share of its width to another."""
+    area = page.locator("#unit-map .nsewdrag").first.bounding_box()
+    assert area
+    corners = [(left, 0.05), (right, 0.05), (right, 0.95), (left, 0.95), (left, 0.06)]
+    where = [(area["x"] + area["width"] * x, area["y"] + area["height"] * y) for x, y in corners]
+    page.mouse.move(*where[0])
+    page.mouse.down()
+    for x, y in where[1:]:
+        page.mouse.move(x, y, steps=6)
+    page.mouse.up()
+
+
+def selected(page: Page) -> Locator:
+    return page.get_by_role("heading", name=re.compile(r"^[\d,]+ bricks? selected$"))
+
+
+def test_a_lasso_is_followed_and_escape_clears(opened: Opened) -> None:
+    page = opened()
+    rows = page.get_by_role("table", name="Bricks").locator("tbody tr")
+    expect(rows).to_have_count(100)
+    lasso(page, right=0.5)
+    expect(selected(page)).to_be_visible()
+    count = int(re.sub(r"\D", "", selected(page).inner_text()))
+    total = page.locator("#unit-map .point").count()
+    assert 0 < count < total
+    assert page.evaluate(GREY) == total - count, "the others are grey and still there"
+    expect(rows).to_have_count(min(count, 100))
+    layers = page.get_by_role("group", name="Layers").get_by_role("button")
+    told = [layers.nth(i).get_attribute("aria-label") or "" for i in range(layers.count())]
+    assert sum(int(re.findall(r": (\d+) of", label)[0]) for label in told) == count
+    page.keyboard.press("Escape")
+    expect(selected(page)).to_have_count(0)
+    page.wait_for_function(f"({GREY})() === 0")
+    expect(rows).to_have_count(100)
+    lasso(page, right=0.5)
+    expect(selected(page)).to_be_visible()
+    area = page.locator("#unit-map .nsewdrag").first.bounding_box()
+    assert area
+    page.mouse.dblclick(area["x"] + 4, area["y"] + area["height"] - 4)
+    expect(selected(page)).to_have_count(0)
+    page.wait_for_function(f"({GREY})() === 0")
+
+
+def test_zoom_stays_whatever_is_selected(opened: Opened) -> None:
+    page = opened()
+    page.evaluate("Plotly.relayout(document.querySelector('#unit-map .js-plotly-plot'), {'xaxis.range': [-0.2, 0.3]})")
+    span = (
+        "() => document.querySelector('#unit-map .js-plotly-plot').layout.xaxis.range.map((x) => x.toFixed(6)).join()"
+    )
+    zoomed = page.evaluate(span)
+    page.get_by_role("table", name="Bricks").get_by_role("row").nth(1).click()
+    expect(selected(page)).to_be_visible()
+    page.wait_for_function(f"({GREY})() > 0")
+    assert page.evaluate(span) == zoomed
+    page.get_by_label("cluster", exact=True).check()
+    expect(page.locator("#unit-map .legend")).to_have_count(0)
+    assert page.evaluate(span) == zoomed
+
+
+def test_a_row_shows_details_and_the_map_its_place(opened: Opened) -> None:
+    page = opened()
+    row = page.get_by_role("table", name="Bricks").get_by_role("row").nth(3)
+    module = row.get_by_role("button").inner_text()
+    row.click()
+    expect(selected(page)).to_have_text("1 brick selected")
+    details = page.get_by_role("region", name=re.compile(r"^Brick \d+ of "))
+    expect(details).to_contain_text(module)
+    expect(details).to_contain_text("share of the adapter")
+    total = page.locator("#unit-map .point").count()
+    page.wait_for_function(f"({GREY})() > 0")
+    nearest = page.get_by_role("table", name="Nearest bricks").get_by_role("row")
+    expect(nearest).to_have_count(6)
+    page.get_by_role("button", name="Pin this brick").click()
+    expect(page.get_by_role("region", name=re.compile(r"^Pinned \d+ of "))).to_be_visible()
+    nearest.nth(1).get_by_role("button").press("Enter")
+    expect(page.get_by_role("region", name=re.compile(r"^(Brick|Pinned) \d+ of "))).to_have_count(2)
+    assert total <= page.locator("#unit-map .point").count()
+
+
+def test_a_bar_and_a_layer_select_too(opened: Opened) -> None:
+    page = opened()
+    page.locator("#clusters .bars .point").first.wait_for()
+    page.wait_for_function("document.querySelector('#clusters .js-plotly-plot').dataset.wired")
+    bar = page.locator("#clusters .bars .point").first.bounding_box()
+    assert bar
+    page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
+    expect(selected(page)).to_be_visible()
+    page.get_by_role("button", name=re.compile(r"^layer 3: 0 of|^layer 3: \d+ of")).click()
+    expect(page.get_by_role("button", name=re.compile(r"^layer 3: (\d+) of \1 bricks selected"))).to_be_visible()
+    cells = page.get_by_role("table", name="Bricks").locator("tbody tr")
+    expect(cells.first).to_contain_text("layers.3.")
+
+
+def test_a_muted_cluster_joins_the_comparison(opened: Opened) -> None:
+    page = opened()
+    page.get_by_label("Layer", exact=True).click()
+    page.get_by_role("option", name="layer 3", exact=True).click()
+    expect(page.get_by_text("one module")).to_be_visible()
+    page.get_by_label("View", exact=True).click()
+    page.get_by_role("option", name="Clusters × adapters", exact=True).click()
+    expect(page.get_by_role("heading", name="Clusters × adapters")).to_be_visible()
+    page.wait_for_function("document.querySelector('#clusters .js-plotly-plot')?.dataset.wired")
+    area = page.locator("#clusters .nsewdrag").first.bounding_box()
+    assert area
+    page.mouse.click(area["x"] + 20, area["y"] + 10)
+    expect(selected(page)).to_be_visible()
+    page.get_by_role("button", name="Mute the selected bricks").click()
+    expect(page.get_by_role("group", name="Picked")).to_contain_text("Sum without")
+    tab(page, "Compare")
+    box = page.get_by_role("checkbox", name=re.compile("Sum without"))
+    expect(box).to_be_checked()
