@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from backends.decode import decode, forward, read_by_gates
 from backends.drawing import Drawing
 from backends.errors import BaseError
 from backends.image import draw
+from backends.lent import Keys, lent, of_variants
 from backends.memory import out_of_memory, rows_at_once
 from backends.sampling import Sampling
 from backends.score import TOKENS_AT_ONCE
@@ -74,6 +76,17 @@ def check(sets: Sequence[UnitSet], prompt: str) -> None:
         raise AdapterError("there is no prompt", None, "Write one.")
 
 
+def of_whole(whole: Weighting, **others: Any) -> Keys:
+    """The keys of the adapters and gates of the variant."""
+    return of_variants([Variant("", whole)])
+
+
+def expected(sets: Sequence[UnitSet], **others: Any) -> float:
+    """Seconds that an ablation takes on a lent GPU, about."""
+    return 20 + 0.05 * len(sets)
+
+
+@lent(expected, of_whole)
 def ablate_text(
     base: TextBase,
     whole: Weighting,
