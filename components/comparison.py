@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from backends.text import Grid
 from components import fragments
+from components.layout import PROMPT, VARIANT, Layout
 from components.session import Column
 from mole.pool import Weighting
+
+Own = tuple[tuple[tuple[str, Any], ...], ...]
+"""Settings of each column that differ from the others': (name, value); empty where none do."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Comparison:
         texts, tokens, ended: [variant][prompt]; the last tells which texts are complete.
         finished: whether generation came to its end.
         seconds: since the start.
+        own: settings of each column that differ from the others'; empty where none do.
+        layout: how the columns lie in a grid of axes; None where they stand side by side.
     """
 
     base: str
@@ -39,17 +46,31 @@ class Comparison:
     ended: tuple[tuple[bool, ...], ...] = ()
     finished: bool = False
     seconds: float = 0.0
+    own: Own = ()
+    layout: Layout | None = None
 
     def filled(self, grid: Grid) -> Comparison:
         """The same with the texts that have come so far."""
-        come = {"texts": grid.texts, "tokens": grid.tokens, "ended": grid.ended}
-        return replace(self, **come, finished=grid.finished, seconds=grid.seconds)
+        return self.placed(range(len(self.names)), grid, grid.finished, grid.seconds)
+
+    def placed(self, columns: Sequence[int], grid: Grid, finished: bool, seconds: float) -> Comparison:
+        """The same with what has come so far of some columns."""
+
+        def put(old: tuple, new: tuple) -> tuple:
+            come = dict(zip(columns, new, strict=True))
+            return tuple(come.get(i, line) for i, line in enumerate(old))
+
+        texts, tokens = put(self.texts, grid.texts), put(self.tokens, grid.tokens)
+        come = {"texts": texts, "tokens": tokens, "ended": put(self.ended, grid.ended)}
+        return replace(self, **come, finished=finished, seconds=seconds)
 
     def data(self) -> dict[str, Any]:
         """The comparison as JSON takes it."""
         columns = [
-            {"name": name, **_weighed(weighting), "texts": list(texts)}
-            for name, weighting, texts in zip(self.names, self.weightings, self.texts, strict=True)
+            {"name": name, **_weighed(weighting), **dict(own), "texts": list(texts)}
+            for name, weighting, own, texts in zip(
+                self.names, self.weightings, self.own or ((),) * len(self.names), self.texts, strict=True
+            )
         ]
         facts = {"base": self.base, **dict(self.settings), "prompts": list(self.prompts), "variants": columns}
         return {"brickyard": "comparison", **facts, "finished": self.finished, "seconds": round(self.seconds, 3)}
@@ -62,7 +83,14 @@ def _weighed(weighting: Weighting) -> dict[str, Any]:
     return {"adapters": adapters, **gated}
 
 
-def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[str, Any]) -> Comparison:
+def begin(
+    base: str,
+    columns: Sequence[Column],
+    prompts: Sequence[str],
+    settings: dict[str, Any],
+    own: Own = (),
+    layout: Layout | None = None,
+) -> Comparison:
     """A comparison before its first token."""
     return Comparison(
         base=base,
@@ -74,22 +102,43 @@ def begin(base: str, columns: list[Column], prompts: list[str], settings: dict[s
         texts=tuple(("",) * len(prompts) for _ in columns),
         tokens=tuple((0,) * len(prompts) for _ in columns),
         ended=tuple((False,) * len(prompts) for _ in columns),
+        own=own,
+        layout=layout,
     )
 
 
 def draw(found: Comparison, marks: bool, running: bool = False, against: str = "Base") -> str:
     """All columns as HTML; ``marks`` shows what differs from the texts of the column ``against``, where it is among them."""
-    base = found.names.index(against) if against in found.names else None
-    columns = "".join(_column(found, i, base if marks else None, running) for i in range(len(found.names)))
-    return f'<div class="by-columns">{columns}</div>'
+    base = found.names.index(against) if marks and against in found.names else None
+    prompts = range(len(found.prompts))
+    if found.layout is None:
+        return _columns(_column(found, i, prompts, base, running) for i in range(len(found.names)))
+    return "".join(_line(found, found.layout, j, base, running) for j in range(found.layout.height))
 
 
-def _column(found: Comparison, i: int, base: int | None, running: bool) -> str:
-    total = sum(found.tokens[i])
-    label = escape(found.names[i])
+def _columns(columns: Iterable[str]) -> str:
+    return f'<div class="by-columns">{"".join(columns)}</div>'
+
+
+def _line(found: Comparison, layout: Layout, j: int, base: int | None, running: bool) -> str:
+    """One row of a grid of axes under its heading."""
+    columns = []
+    for i, told in enumerate(layout.x.values):
+        at = layout.place(i, j)
+        prompts = [at[PROMPT]] if PROMPT in at else range(len(found.prompts))
+        columns.append(_column(found, at[VARIANT], prompts, base, running, told))
+    heading = f'<h3 class="by-axis">{escape(layout.y.values[j])}</h3>' if layout.y else ""
+    return f"{heading}{_columns(columns)}"
+
+
+def _column(
+    found: Comparison, i: int, prompts: Sequence[int], base: int | None, running: bool, told: str | None = None
+) -> str:
+    total = sum(found.tokens[i][j] for j in prompts)
+    label = escape(found.names[i] if told is None else told)
     swatch, count = fragments.swatch(found.slots[i]), f"<small class='by-num'>{total} tokens</small>"
     head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>"
-    cells = "".join(_cell(found, i, j, base, running) for j in range(len(found.prompts)))
+    cells = "".join(_cell(found, i, j, base, running) for j in prompts)
     line = f'<i class="by-edge" style="background:{fragments.edge(found.slots[i])}"></i>'
     return f'<section class="by-column" aria-label="{label}">{line}{head}{cells}</section>'
 

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, drawing, endpoints, export, kinds
+from components import compare, drawing, endpoints, export, kinds, plan, running
 from components.gallery import Gallery
 from components.messages import told
 from components.shelf import checked_base
@@ -63,7 +63,7 @@ def draw_pictures(
     base_id = checked_base(base) if base else _builtin()
     if loading(base_id).base().info.kind != kinds.IMAGE:
         raise AdapterError("writes texts", base_id, "Call /compare, or name a base that draws.")
-    *_, (_, found) = drawing.run(base_id, columns, prompts, wanted, str(judge))
+    *_, (_, found) = running.pictures(base_id, plan.side_by_side(columns, prompts, wanted.seeds), wanted, str(judge))
     return _told(found, bool(recipe))
 
 

@@ -6,11 +6,13 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from time import monotonic
 from typing import Any
 
 import lego
 from backends import library
 from backends.library import Entry
+from components import paces
 from components.session import Made
 from lego import AdapterError, MergeReport
 
@@ -36,8 +38,9 @@ def make(
     Raises:
         AdapterError: when the sources or parameters cannot be used together.
     """
-    return library.merge(
-        [library.get(key) for key, _ in weights],
+    sources, start = [library.get(key) for key, _ in weights], monotonic()
+    entry = library.merge(
+        sources,
         slug(name) or slug(title_of(method, parameters)),
         method=method,
         weights=[weight for _, weight in weights],
@@ -45,6 +48,8 @@ def make(
         progress=progress,
         **parameters,
     )
+    paces.note(paces.MERGED, "", sum(source.parameters for source in sources), monotonic() - start)
+    return entry
 
 
 def title_of(method: str, parameters: dict[str, Any]) -> str:

@@ -7,7 +7,20 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, draw_endpoint, dropping, endpoints, examples, gate, header, library, map, merge, scoring
+from components import (
+    compare,
+    comparing,
+    draw_endpoint,
+    dropping,
+    endpoints,
+    examples,
+    gate,
+    header,
+    library,
+    map,
+    merge,
+    scoring,
+)
 from components.session import Session
 from components.shelf import start_session
 
@@ -49,7 +62,7 @@ def build() -> gr.Blocks:
         scoring.wire(score_box, session, compare_tab.variants)
         opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
         settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
-        compare.wire(compare_tab, session, known, asked, settled)
+        comparing.wire(compare_tab, session, known, asked, settled)
         merge.wire_first(merge_tab, opened, session)
     return page
 

@@ -13,7 +13,19 @@ from safetensors.torch import save_file
 
 import lego
 from backends import library as lego_library
-from components import compare, comparison, controls, endpoints, export, figures, fragments, library, making, shelf
+from components import (
+    compare,
+    comparing,
+    comparison,
+    controls,
+    endpoints,
+    export,
+    figures,
+    fragments,
+    library,
+    making,
+    shelf,
+)
 from components.session import MAX_PICKS, Column, Made, Muted, Pick, Session, columns
 from lego import AdapterError
 from mole.live import Weighting
@@ -243,4 +255,4 @@ def test_a_page_that_lost_its_session_is_told_so() -> None:
     with pytest.raises(gr.Error, match="Reload"):
         library.pick(None, gr.EventData(None, {"key": "x"}))
     with pytest.raises(gr.Error, match="Reload"):
-        next(compare.run(None, [], "hello", 8, 0.0, 0, "chat", True))
+        next(comparing.start(None))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from backends import library
 from backends.image import Drawing
-from components import drawing, export, making, restore, sheet, shelf
+from components import export, making, plan, restore, running, sheet, shelf
 from components.gallery import Gallery
 from components.kinds import IMAGE, of_adapter, of_base, turned
 from components.remembered import Remembered
@@ -55,7 +55,7 @@ def session(home: Path) -> Session:
 def drawn(session: Session) -> Gallery:
     """Their comparison, all variants but the average."""
     chosen = [column for column in columns(session, shelf.shelf(session)) if column.id != "average"]
-    *_, (_, found) = drawing.run(session.base, chosen, PROMPTS, WANTED, "")
+    *_, (_, found) = running.pictures(session.base, plan.side_by_side(chosen, PROMPTS, WANTED.seeds), WANTED, "")
     return found
 
 
@@ -77,7 +77,9 @@ def test_a_dropped_sheet_brings_the_same_pixels_back(session: Session, drawn: Ga
     assert {column.name for column in columns(found.session, shelf.shelf(found.session))} >= set(drawn.names)
     again = [column for column in columns(found.session, shelf.shelf(found.session)) if column.id in found.chosen]
     assert [column.name for column in again] == list(drawn.names)
-    *_, (_, redrawn) = drawing.run(found.session.base, again, list(found.prompts), found.drawing, "")
+    *_, (_, redrawn) = running.pictures(
+        session.base, plan.side_by_side(again, found.prompts, found.drawing.seeds), found.drawing, ""
+    )
     assert np.array_equal(pixels(redrawn), pixels(drawn))
     assert len(np.unique(pixels(drawn)[: len(drawn.names)].reshape(len(drawn.names), -1), axis=0)) == len(drawn.names)
 

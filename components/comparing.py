@@ -1,0 +1,226 @@
+"""What the Compare tab does: plan, say how long it will take, run, mark, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from backends.image import Drawing
+from backends.text import Sampling
+from components import axes_box, comparison, drawing, examples, export, fragments, kinds, pictures, plan, running
+from components.compare import (
+    AXES,
+    IDLE,
+    NOTHING,
+    CompareTab,
+    awaited,
+    chosen_columns,
+    read_prompts,
+    refresh,
+    sampling,
+    turn,
+    waiting,
+)
+from components.comparison import Comparison
+from components.gallery import Gallery
+from components.messages import told
+from components.plan import Plan, Wanted
+from components.session import Session, columns
+from components.shelf import shelf
+from components.work import loading
+from lego import AdapterError
+from mole.cli import clock
+
+Found = Comparison | Gallery | None
+
+
+@dataclass(frozen=True)
+class Form:
+    """The tab's settings as they come from the page, in the order of `CompareTab.settings`."""
+
+    mode: str
+    ids: list[str]
+    x: str
+    x_values: str
+    y: str
+    y_values: str
+    subject: str
+    prompts: str
+    length: float
+    temperature: float
+    seed: float | None
+    format: str
+    against: str
+    drawing: tuple[Any, ...]
+    judge: str
+
+    @classmethod
+    def of(cls, values: tuple[Any, ...]) -> Form:
+        """From the values of the components."""
+        *own, judge = values
+        texts = len(cls.__dataclass_fields__) - 2
+        return cls(*own[:texts], tuple(own[texts:]), judge)
+
+    def wanted(self, draws: bool) -> Sampling | Drawing:
+        """How texts or pictures are made, inside the page's limits."""
+        return drawing.read(*self.drawing) if draws else sampling(self.length, self.temperature, self.seed, self.format)
+
+    def plan(self, session: Session, draws: bool) -> Plan:
+        """What is to be compared.
+
+        Raises:
+            AdapterError: when something is missing, too much, or an axis is bad.
+        """
+        prompts, wanted = read_prompts(self.prompts), self.wanted(draws)
+        seeds = wanted.seeds if isinstance(wanted, Drawing) else ()
+        if self.mode != AXES:
+            return plan.side_by_side(chosen_columns(session, self.ids, len(prompts)), prompts, seeds)
+        every = columns(kinds.own(session), shelf(session))
+        subject = next((column for column in every if column.id == self.subject), every[0])
+        sides = Wanted(self.x or "", self.x_values), Wanted(self.y or "", self.y_values)
+        chosen = chosen_columns(session, self.ids, 1) if "variant" in (self.x, self.y) else []
+        settings = {} if draws else {"temperature": float(self.temperature), "seed": int(self.seed or 0)}
+        return plan.of_axes(session, sides, subject, chosen, prompts, seeds, settings)
+
+
+def _buttons(busy: bool) -> tuple[Any, Any]:
+    return gr.Button(interactive=not busy), gr.Button(visible=busy)
+
+
+def expect(session: Session | None, *settings: Any) -> str:
+    """How many texts or pictures the settings make, and how long that will take; or what is wrong with them."""
+    if session is None:
+        return ""
+    form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
+    try:
+        found, wanted = form.plan(session, draws), form.wanted(draws)
+        running.check(found, draws)
+        seconds = running.expected(session.base, found, wanted)
+    except AdapterError as error:
+        return fragments.note(str(error))
+    merges = f"{len(found.merges)} merge{'s' if len(found.merges) > 1 else ''} first, then " if found.merges else ""
+    cells = f"{found.count} {'pictures' if draws else 'texts'}" if found.count > 1 else "one cell"
+    time = f", about {clock(max(1, seconds))}" if seconds is not None else ""
+    return fragments.subtle(f"{merges}{cells} ({running.counted(found)}){time}")
+
+
+@told
+def start(session: Session, *settings: Any) -> Iterator[tuple]:
+    """Compare, once the base is there and it is known what it makes: texts or pictures."""
+    form, coming = Form.of(settings), loading(session.base)
+    read_prompts(form.prompts)
+    for _ in coming.watch():
+        yield awaited(coming), gr.skip(), None, gr.skip(), *_buttons(busy=True)
+    draws = coming.base().info.kind == kinds.IMAGE
+    planned, wanted = form.plan(session, draws), form.wanted(draws)
+    against = marked(planned, form.against)
+    yield gr.skip(), gr.skip(), None, offer(planned, against), *_buttons(busy=True)
+    if isinstance(wanted, Drawing):
+        steps: Iterator[tuple[str, Any]] = running.pictures(session.base, planned, wanted, form.judge)
+    else:
+        steps = running.texts(session.base, planned, wanted)
+    found: Found = None
+    for line, found in steps:
+        yield line, redraw(found, against, running=True), found, gr.skip(), *_buttons(busy=True)
+    yield line, redraw(found, against), found, gr.skip(), *_buttons(busy=False)
+
+
+def marked(planned: Plan, against: str) -> str:
+    """The column whose texts the others are marked against: the one that was chosen, else the base, in a grid of axes the first."""
+    names = planned.names
+    if against in names or against == NOTHING[1]:
+        return against
+    return "Base" if "Base" in names else names[0]
+
+
+def offer(planned: Plan, against: str) -> Any:
+    """The columns that texts can be marked against."""
+    return gr.Dropdown([NOTHING, *planned.names], value=against)
+
+
+def ended(found: Found, against: str) -> tuple[Any, ...]:
+    """After a stop or an error: keep what came, set the buttons back."""
+    line = "" if found and found.finished else fragments.subtle("Stopped.")
+    return line, redraw(found, against), *_buttons(busy=False)
+
+
+def redraw(found: Found, against: str, running: bool = False) -> str:
+    """The texts, with what differs from one column's marked; or the pictures."""
+    if isinstance(found, Gallery):
+        return pictures.draw(found, running)
+    return comparison.draw(found, bool(against), running, against) if found else IDLE
+
+
+@told
+def exports(session: Session, found: Found, stamp: bool) -> tuple[Any, Any]:
+    """Files of the comparison for the two export buttons."""
+    if found is None or (isinstance(found, Gallery) and not found.finished):
+        return gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)
+    if isinstance(found, Gallery):
+        files = export.gallery_files(found, session.picks if stamp else None)
+    else:
+        files = export.comparison_files(found)
+    return tuple(gr.DownloadButton(value=str(file), interactive=True) for file in files)  # type: ignore[return-value]
+
+
+@told
+def example(session: Session, text: str, event: gr.EventData) -> str:
+    """Put an example prompt into the box as a further line; the index comes from the page and is checked."""
+    offered = examples.offered(session)
+    if not isinstance(event.index, int) or not 0 <= event.index < len(offered):
+        raise AdapterError("this example is not on offer any more", None, "Choose another.")
+    line = offered[event.index].line
+    lines = [old for old in text.splitlines() if old.strip()]
+    return "\n".join(lines if line in lines else [*lines, line])
+
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+
+
+def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any]) -> None:
+    """Connect the tab's events; after each of ``asked`` a comparison starts as well, after ``settled`` the base is there."""
+    session.change(refresh, [session, tab.variants, known], [tab.variants, known], **PRIVATE)
+    session.change(examples.draw, [session], [tab.examples], **PRIVATE)
+    turned = [tab.writing, tab.draw.panel, tab.against, tab.stamp, tab.save_json, tab.save_html, *tab.draw.own]
+    for listen in (session.change, *(event.then for event in settled)):
+        listen(turn, [session, tab.draw.suited], turned, **PRIVATE)
+    tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
+    wire_axes(tab, session)
+    wire_runs(tab, session, asked)
+    told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
+    changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
+    given = [session, *tab.settings]
+    gr.on([*changes, *(event.then for event in settled)], expect, given, [tab.expected], **PRIVATE)
+
+
+def wire_axes(tab: CompareTab, session: gr.State) -> None:
+    """The section of the axes follows the session and its own choices."""
+    axes = tab.axes
+    offered = [axes.x, axes.y, axes.subject]
+    session.change(axes_box.refresh, [session, *offered], offered, **PRIVATE)
+    seen = [axes.panel, tab.variants, axes.subject]
+    for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
+        choice.change(axes_box.turn, [session, choice], [values], **PRIVATE)
+        choice.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
+    tab.mode.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
+
+
+def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
+    """Compare, Stop, marks and exports."""
+    model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
+    files = [tab.save_json, tab.save_html]
+    after = [tab.progress, tab.grid, tab.run, tab.stop]
+    clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
+    runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
+    given = [session, tab.found, tab.stamp]
+    for one in runs:
+        one.success(exports, given, files, **PRIVATE)
+        one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
+        one.failure(ended, [tab.found, tab.against], after, **PRIVATE)
+    stopped = tab.stop.click(ended, [tab.found, tab.against], after, cancels=runs, **PRIVATE)
+    stopped.then(exports, given, files, **PRIVATE)
+    tab.stamp.input(exports, given, files, **PRIVATE)
+    tab.against.input(redraw, [tab.found, tab.against], [tab.grid], **PRIVATE)
