@@ -169,8 +169,9 @@ def _plain(text: str) -> str:
 
 def _methods(text: str) -> list[str]:
     def one(part: str) -> str:
-        by_title = {method.title.lower(): name for name, method in lego.methods().items()}
-        return lego.method(by_title.get(part.lower(), part)).name
+        found = lego.methods()
+        by_title = {method.title.lower(): name for name, method in found.items()}
+        return lego.method(part if part in found else by_title.get(part.lower(), part)).name
 
     return typed(text, one)
 

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Sampling
-from components import axes_box, drawing, fragments, kinds, pictures
+from components import axes_box, blind, drawing, fragments, kinds, pictures
 from components.axes_box import AxesBox
+from components.blind import BlindBox
 from components.drawing import DrawBox
 from components.session import Column, Session, columns
 from components.shelf import shelf
@@ -57,17 +58,29 @@ class CompareTab:
     writing: gr.Column
     draw: DrawBox
     stamp: gr.Checkbox
+    hidden: gr.Checkbox
+    blind: BlindBox
 
     @property
     def settings(self) -> list[Any]:
         """What ``start`` reads beside the session, in its order."""
         texts = [self.length, self.temperature, self.seed, self.format]
-        return [self.mode, self.variants, *self.axes.settings, self.prompts, *texts, self.against, *self.draw.settings]
+        return [
+            self.mode,
+            self.variants,
+            *self.axes.settings,
+            self.prompts,
+            *texts,
+            self.against,
+            self.hidden,
+            *self.draw.settings,
+        ]
 
     @property
     def running(self) -> list[Any]:
         """What ``start`` fills."""
-        return [self.progress, self.grid, self.found, self.against, self.run, self.stop]
+        shown = [self.progress, self.grid, self.found, self.against, self.blind.ballot, self.blind.judged]
+        return [*shown, self.run, self.stop]
 
 
 def create() -> CompareTab:
@@ -99,14 +112,18 @@ def create() -> CompareTab:
         save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
         save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
         bare: dict[str, Any] = {"container": False, "min_width": 240, "elem_classes": "by-bare"}
+        hidden = gr.Checkbox(False, label="Judge blind", **bare)
         stamp = gr.Checkbox(True, label="Recipe in the files", visible=False, **bare)
     expected, progress = gr.HTML(label="Expected time"), gr.HTML()
     against = gr.Dropdown([NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, min_width=240)
     grid = gr.HTML(IDLE, label="Comparison")
+    judging = blind.create()
     gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
     settings = mode, variants, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html
-    return CompareTab(*settings, *actions, expected, progress, grid, gr.State(None), writing, draw, stamp)
+    return CompareTab(
+        *settings, *actions, expected, progress, grid, gr.State(None), writing, draw, stamp, hidden, judging
+    )
 
 
 def turn(session: Session, suited: str | None) -> tuple[Any, ...]:

@@ -10,7 +10,8 @@ import gradio as gr
 
 from backends.image import Drawing
 from backends.text import Sampling
-from components import axes_box, comparison, drawing, examples, export, fragments, kinds, pictures, plan, running
+from components import axes_box, blind, comparison, drawing, examples, export, fragments, kinds, pictures, plan, running
+from components.blind import Ballot
 from components.compare import (
     AXES,
     IDLE,
@@ -54,6 +55,7 @@ class Form:
     seed: float | None
     format: str
     against: str
+    blind: bool
     drawing: tuple[Any, ...]
     judge: str
 
@@ -113,19 +115,24 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     form, coming = Form.of(settings), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), None, gr.skip(), *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 3, *_buttons(busy=True)
     draws = coming.base().info.kind == kinds.IMAGE
     planned, wanted = form.plan(session, draws), form.wanted(draws)
-    against = marked(planned, form.against)
-    yield gr.skip(), gr.skip(), None, offer(planned, against), *_buttons(busy=True)
+    against, ballot = marked(planned, form.against), None
+    if form.blind:
+        ballot = blind.ballot(len(planned.cells), len(planned.prompts), len(planned.seeds))
+    shown = "" if ballot else gr.skip()
+    yield gr.skip(), shown, None, offer(planned, against), ballot, None, *_buttons(busy=True)
     if isinstance(wanted, Drawing):
         steps: Iterator[tuple[str, Any]] = running.pictures(session.base, planned, wanted, form.judge)
     else:
         steps = running.texts(session.base, planned, wanted)
     found: Found = None
     for line, found in steps:
-        yield line, redraw(found, against, running=True), found, gr.skip(), *_buttons(busy=True)
-    yield line, redraw(found, against), found, gr.skip(), *_buttons(busy=False)
+        judged = found if form.blind else gr.skip()
+        shown = redraw(found, against, ballot, running=True)
+        yield line, shown, found, gr.skip(), gr.skip(), judged, *_buttons(busy=True)
+    yield line, redraw(found, against, ballot), found, gr.skip(), gr.skip(), judged, *_buttons(busy=False)
 
 
 def marked(planned: Plan, against: str) -> str:
@@ -141,23 +148,30 @@ def offer(planned: Plan, against: str) -> Any:
     return gr.Dropdown([NOTHING, *planned.names], value=against)
 
 
-def ended(found: Found, against: str) -> tuple[Any, ...]:
+def ended(found: Found, against: str, ballot: Ballot | None) -> tuple[Any, ...]:
     """After a stop or an error: keep what came, set the buttons back."""
     line = "" if found and found.finished else fragments.subtle("Stopped.")
-    return line, redraw(found, against), *_buttons(busy=False)
+    return line, redraw(found, against, ballot), *_buttons(busy=False)
 
 
-def redraw(found: Found, against: str, running: bool = False) -> str:
-    """The texts, with what differs from one column's marked; or the pictures."""
+def redraw(found: Found, against: str, ballot: Ballot | None = None, running: bool = False) -> str:
+    """The texts, with what differs from one column's marked; or the pictures; nothing while they are judged blind."""
+    if ballot is not None:
+        return ""
     if isinstance(found, Gallery):
         return pictures.draw(found, running)
     return comparison.draw(found, bool(against), running, against) if found else IDLE
 
 
+def reveal(found: Found, against: str) -> tuple[None, str]:
+    """End blind judging and show everything with its name."""
+    return None, redraw(found, against)
+
+
 @told
-def exports(session: Session, found: Found, stamp: bool) -> tuple[Any, Any]:
-    """Files of the comparison for the two export buttons."""
-    if found is None or (isinstance(found, Gallery) and not found.finished):
+def exports(session: Session, found: Found, stamp: bool, ballot: Ballot | None) -> tuple[Any, Any]:
+    """Files of the comparison for the two export buttons; none while it is judged blind."""
+    if found is None or ballot is not None or (isinstance(found, Gallery) and not found.finished):
         return gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)
     if isinstance(found, Gallery):
         files = export.gallery_files(found, session.picks if stamp else None)
@@ -190,6 +204,7 @@ def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], 
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
     wire_runs(tab, session, asked)
+    blind.wire(tab.blind, {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"})
     told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
     changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
     given = [session, *tab.settings]
@@ -215,12 +230,15 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
-    given = [session, tab.found, tab.stamp]
+    given = [session, tab.found, tab.stamp, tab.blind.ballot]
+    seen = [tab.found, tab.against, tab.blind.ballot]
     for one in runs:
         one.success(exports, given, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
-        one.failure(ended, [tab.found, tab.against], after, **PRIVATE)
-    stopped = tab.stop.click(ended, [tab.found, tab.against], after, cancels=runs, **PRIVATE)
+        one.failure(ended, seen, after, **PRIVATE)
+    stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
     stopped.then(exports, given, files, **PRIVATE)
     tab.stamp.input(exports, given, files, **PRIVATE)
-    tab.against.input(redraw, [tab.found, tab.against], [tab.grid], **PRIVATE)
+    tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
+    revealed = tab.blind.reveal.click(reveal, [tab.found, tab.against], [tab.blind.ballot, tab.grid], **PRIVATE)
+    revealed.then(exports, given, files, **PRIVATE)

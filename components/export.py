@@ -23,6 +23,7 @@ from components.remembered import remember
 from components.session import Pick
 from components.theme import css
 from components.uploads import GATE_FILES
+from components.votes import Vote, to_csv
 from lego.formats import peft
 from lego.formats.opening import inside
 from lego.write import RECIPE, REPORT
@@ -92,6 +93,13 @@ def comparison_files(found: Comparison) -> tuple[Path, Path]:
     page = comparison.to_html(found, css())
     as_json = _once(place / "comparison.json", lambda path: _write(path, text))
     return as_json, _once(place / "comparison.html", lambda path: _write(path, page))
+
+
+def votes_file(cast: Sequence[Vote]) -> Path:
+    """The votes as CSV."""
+    text = to_csv(cast)
+    place = folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return _once(place / "votes.csv", lambda path: _write(path, text))
 
 
 def picture_file(picture: Image.Image) -> Path:

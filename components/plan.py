@@ -117,23 +117,27 @@ def of_axes(
     chosen_values = [_values(axis, text, chosen, prompts) for axis, text in sides]
     own = [_side(axis, values) for (axis, _), values in zip(sides, chosen_values, strict=True)]
     varied = [(axis, values) for (axis, _), values in zip(sides, chosen_values, strict=True) if _part(axis) == VARIANT]
-    entries = shelf(session)
-    start = cell_of(chosen[0] if "variant" in {axis.name for axis, _ in sides} else subject, entries)
-    order, cells, names = list(known), [], []
-    for combination in product(*(values for _, values in varied)):
-        pairs = sorted(
-            zip((axis for axis, _ in varied), combination, strict=True), key=lambda p: order.index(p[0].name)
-        )
-        cell = start
-        for axis, value in pairs:
-            cell = cell_of(value, entries) if axis.apply is None else axis.apply(cell, value)
-        cells.append(cell)
-        names.append(
-            ", ".join(_told(axis, value) for axis, value in zip((a for a, _ in varied), combination, strict=True))
-        )
+    every = [
+        list(zip((axis for axis, _ in varied), v, strict=True)) for v in product(*(values for _, values in varied))
+    ]
+    order = list(known)
+    cells = [
+        _cell(session, subject, sorted(pairs, key=lambda pair: order.index(pair[0].name)))  # what is merged, then how
+        for pairs in every
+    ]
     _check_difference(varied, [cell.decides(settings) for cell in cells])
+    names = [", ".join(_told(*pair) for pair in pairs) for pairs in every] if varied else [subject.name]
     noise = next((tuple(v) for (a, _), v in zip(sides, chosen_values, strict=True) if _part(a) == SEED), tuple(seeds))
-    return Plan(tuple(names) if varied else (start.name,), tuple(cells), tuple(prompts), noise, Layout(*own))
+    return Plan(tuple(names), tuple(cells), tuple(prompts), noise, Layout(*own))
+
+
+def _cell(session: Session, subject: Column, pairs: Sequence[tuple[Axis, Any]]) -> Cell:
+    """The variant with one value of every axis."""
+    variant = next((value for axis, value in pairs if axis.name == VARIANT), subject)
+    cell = cell_of(variant, shelf(session))
+    for axis, value in pairs:
+        cell = axis.apply(cell, value) if axis.apply else cell
+    return cell
 
 
 def _axis(known: Mapping[str, Axis], name: str) -> Axis:
