@@ -9,10 +9,11 @@ import gradio as gr
 
 from components import kinds
 from components.axes import NONE, Axis, Cost, offered
+from components.remembered import AxesOf
 from components.session import Session, columns
 from components.shelf import shelf
 
-FIRST = "weight"
+FIRST, START = "weight", "0..1 | 0.25"
 COSTS = {Cost.ROW: "", Cost.RUN: "", Cost.MERGE: " (merges first)"}
 HOW = "1, 2, 4 or 4..16 | 4: from..to | step, both ends included."
 CHOSEN = {"variant": "The variants ticked above.", "prompt": "The prompts below."}
@@ -40,10 +41,14 @@ def create() -> AxesBox:
     with gr.Column(visible=False, elem_classes="plain") as panel:
         with gr.Row():
             x = gr.Dropdown([], label="Columns show", filterable=False, min_width=180, scale=2)
-            x_values = gr.Textbox(label="Values of the columns", info=HOW, max_length=400, min_width=220, scale=3)
+            x_values = gr.Textbox(
+                START, label="Values of the columns", info=HOW, max_length=400, min_width=220, scale=3
+            )
         with gr.Row():
             y = gr.Dropdown([], label="Rows show", filterable=False, min_width=180, scale=2)
-            y_values = gr.Textbox(label="Values of the rows", info=HOW, max_length=400, min_width=220, scale=3)
+            y_values = gr.Textbox(
+                label="Values of the rows", info=HOW, max_length=400, visible=False, min_width=220, scale=3
+            )
         subject = gr.Dropdown([], label="Variant that is varied", filterable=False)
     return AxesBox(panel, x, x_values, y, y_values, subject)
 
@@ -60,6 +65,21 @@ def refresh(session: Session, x: str | None, y: str | None, subject: str | None)
         gr.Dropdown([("nothing", NONE), *choices], value=y if y in known else NONE),
         gr.Dropdown([(column.name, column.id) for column in found], value=subject if subject in ids else best[0]),
     )
+
+
+def restored(session: Session, axes: AxesOf | None, subject: str) -> tuple[Any, ...]:
+    """The section as a recipe has it; as it is where the recipe has no axes."""
+    if axes is None:
+        return (gr.skip(),) * 5
+    x, y, varied = refresh(session, axes.x, axes.y, subject)
+    values = [box(session, axis, text) for axis, text in ((axes.x, axes.x_values), (axes.y, axes.y_values))]
+    return x, values[0], y, values[1], varied
+
+
+def box(session: Session, name: str, text: str) -> Any:
+    """The box of an axis with its values."""
+    made = turn(session, name)
+    return gr.Textbox(text, visible=made.visible, info=made.info, interactive=made.interactive)
 
 
 def turn(session: Session, name: str | None) -> Any:

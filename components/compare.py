@@ -55,6 +55,7 @@ class CompareTab:
     progress: gr.HTML
     grid: gr.HTML
     found: gr.State
+    recipe: gr.State
     writing: gr.Column
     draw: DrawBox
     stamp: gr.Checkbox
@@ -79,7 +80,7 @@ class CompareTab:
     @property
     def running(self) -> list[Any]:
         """What ``start`` fills."""
-        shown = [self.progress, self.grid, self.found, self.against, self.blind.ballot, self.blind.judged]
+        shown = [self.progress, self.grid, self.found, self.against, self.blind.ballot, self.blind.judged, self.recipe]
         return [*shown, self.run, self.stop]
 
 
@@ -113,7 +114,7 @@ def create() -> CompareTab:
         save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
         bare: dict[str, Any] = {"container": False, "min_width": 240, "elem_classes": "by-bare"}
         hidden = gr.Checkbox(False, label="Judge blind", **bare)
-        stamp = gr.Checkbox(True, label="Recipe in the files", visible=False, **bare)
+        stamp = gr.Checkbox(True, label="Recipe in the files", **bare)
     expected, progress = gr.HTML(label="Expected time"), gr.HTML()
     against = gr.Dropdown([NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, min_width=240)
     grid = gr.HTML(IDLE, label="Comparison")
@@ -122,7 +123,18 @@ def create() -> CompareTab:
     settings = mode, variants, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html
     return CompareTab(
-        *settings, *actions, expected, progress, grid, gr.State(None), writing, draw, stamp, hidden, judging
+        *settings,
+        *actions,
+        expected,
+        progress,
+        grid,
+        gr.State(None),
+        gr.State(None),
+        writing,
+        draw,
+        stamp,
+        hidden,
+        judging,
     )
 
 
@@ -132,8 +144,7 @@ def turn(session: Session, suited: str | None) -> tuple[Any, ...]:
     names = ("Sheet (PNG)", "Pictures (zip)") if draws else ("Export JSON", "Export HTML")
     files = (gr.DownloadButton(name) for name in names)
     writing, drawn = gr.Column(visible=not draws), gr.Column(visible=draws)
-    against, stamp = gr.Dropdown(visible=not draws), gr.Checkbox(visible=draws)
-    return writing, drawn, against, stamp, *files, *drawing.suit(session.base, suited)
+    return writing, drawn, gr.Dropdown(visible=not draws), *files, *drawing.suit(session.base, suited)
 
 
 def usual(found: list[Column]) -> list[str]:

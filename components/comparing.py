@@ -3,89 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from backends.image import Drawing
-from backends.text import Sampling
-from components import axes_box, blind, comparison, drawing, examples, export, fragments, kinds, pictures, plan, running
+from components import axes_box, blind, comparison, examples, export, fragments, kinds, pictures, running
 from components.blind import Ballot
 from components.compare import (
-    AXES,
     IDLE,
     NOTHING,
     CompareTab,
     awaited,
-    chosen_columns,
     read_prompts,
     refresh,
-    sampling,
     turn,
     waiting,
 )
 from components.comparison import Comparison
+from components.form import Form
 from components.gallery import Gallery
 from components.messages import told
-from components.plan import Plan, Wanted
-from components.session import Session, columns
-from components.shelf import shelf
+from components.plan import Plan
+from components.remembered import Remembered
+from components.session import Session
 from components.work import loading
 from lego import AdapterError
 from mole.cli import clock
 
 Found = Comparison | Gallery | None
-
-
-@dataclass(frozen=True)
-class Form:
-    """The tab's settings as they come from the page, in the order of `CompareTab.settings`."""
-
-    mode: str
-    ids: list[str]
-    x: str
-    x_values: str
-    y: str
-    y_values: str
-    subject: str
-    prompts: str
-    length: float
-    temperature: float
-    seed: float | None
-    format: str
-    against: str
-    blind: bool
-    drawing: tuple[Any, ...]
-    judge: str
-
-    @classmethod
-    def of(cls, values: tuple[Any, ...]) -> Form:
-        """From the values of the components."""
-        *own, judge = values
-        texts = len(cls.__dataclass_fields__) - 2
-        return cls(*own[:texts], tuple(own[texts:]), judge)
-
-    def wanted(self, draws: bool) -> Sampling | Drawing:
-        """How texts or pictures are made, inside the page's limits."""
-        return drawing.read(*self.drawing) if draws else sampling(self.length, self.temperature, self.seed, self.format)
-
-    def plan(self, session: Session, draws: bool) -> Plan:
-        """What is to be compared.
-
-        Raises:
-            AdapterError: when something is missing, too much, or an axis is bad.
-        """
-        prompts, wanted = read_prompts(self.prompts), self.wanted(draws)
-        seeds = wanted.seeds if isinstance(wanted, Drawing) else ()
-        if self.mode != AXES:
-            return plan.side_by_side(chosen_columns(session, self.ids, len(prompts)), prompts, seeds)
-        every = columns(kinds.own(session), shelf(session))
-        subject = next((column for column in every if column.id == self.subject), every[0])
-        sides = Wanted(self.x or "", self.x_values), Wanted(self.y or "", self.y_values)
-        chosen = chosen_columns(session, self.ids, 1) if "variant" in (self.x, self.y) else []
-        settings = {} if draws else {"temperature": float(self.temperature), "seed": int(self.seed or 0)}
-        return plan.of_axes(session, sides, subject, chosen, prompts, seeds, settings)
 
 
 def _buttons(busy: bool) -> tuple[Any, Any]:
@@ -115,14 +61,15 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     form, coming = Form.of(settings), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 3, *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *_buttons(busy=True)
     draws = coming.base().info.kind == kinds.IMAGE
     planned, wanted = form.plan(session, draws), form.wanted(draws)
     against, ballot = marked(planned, form.against), None
     if form.blind:
         ballot = blind.ballot(len(planned.cells), len(planned.prompts), len(planned.seeds))
     shown = "" if ballot else gr.skip()
-    yield gr.skip(), shown, None, offer(planned, against), ballot, None, *_buttons(busy=True)
+    recipe = form.recipe(session, draws)
+    yield gr.skip(), shown, None, offer(planned, against), ballot, None, recipe, *_buttons(busy=True)
     if isinstance(wanted, Drawing):
         steps: Iterator[tuple[str, Any]] = running.pictures(session.base, planned, wanted, form.judge)
     else:
@@ -131,8 +78,9 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     for line, found in steps:
         judged = found if form.blind else gr.skip()
         shown = redraw(found, against, ballot, running=True)
-        yield line, shown, found, gr.skip(), gr.skip(), judged, *_buttons(busy=True)
-    yield line, redraw(found, against, ballot), found, gr.skip(), gr.skip(), judged, *_buttons(busy=False)
+        yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
+    shown = redraw(found, against, ballot)
+    yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=False)
 
 
 def marked(planned: Plan, against: str) -> str:
@@ -169,14 +117,14 @@ def reveal(found: Found, against: str) -> tuple[None, str]:
 
 
 @told
-def exports(session: Session, found: Found, stamp: bool, ballot: Ballot | None) -> tuple[Any, Any]:
+def exports(recipe: Remembered | None, found: Found, stamp: bool, ballot: Ballot | None) -> tuple[Any, Any]:
     """Files of the comparison for the two export buttons; none while it is judged blind."""
     if found is None or ballot is not None or (isinstance(found, Gallery) and not found.finished):
         return gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)
     if isinstance(found, Gallery):
-        files = export.gallery_files(found, session.picks if stamp else None)
+        files = export.gallery_files(found, recipe if stamp else None)
     else:
-        files = export.comparison_files(found)
+        files = export.comparison_files(found, recipe if stamp else None)
     return tuple(gr.DownloadButton(value=str(file), interactive=True) for file in files)  # type: ignore[return-value]
 
 
@@ -198,7 +146,7 @@ def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], 
     """Connect the tab's events; after each of ``asked`` a comparison starts as well, after ``settled`` the base is there."""
     session.change(refresh, [session, tab.variants, known], [tab.variants, known], **PRIVATE)
     session.change(examples.draw, [session], [tab.examples], **PRIVATE)
-    turned = [tab.writing, tab.draw.panel, tab.against, tab.stamp, tab.save_json, tab.save_html, *tab.draw.own]
+    turned = [tab.writing, tab.draw.panel, tab.against, tab.save_json, tab.save_html, *tab.draw.own]
     for listen in (session.change, *(event.then for event in settled)):
         listen(turn, [session, tab.draw.suited], turned, **PRIVATE)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
@@ -208,7 +156,9 @@ def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], 
     told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
     changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
     given = [session, *tab.settings]
-    gr.on([*changes, *(event.then for event in settled)], expect, given, [tab.expected], **PRIVATE)
+    gr.on(changes, expect, given, [tab.expected], **PRIVATE)
+    for event in settled:
+        event.then(expect, given, [tab.expected], **PRIVATE)
 
 
 def wire_axes(tab: CompareTab, session: gr.State) -> None:
@@ -218,7 +168,7 @@ def wire_axes(tab: CompareTab, session: gr.State) -> None:
     session.change(axes_box.refresh, [session, *offered], offered, **PRIVATE)
     seen = [axes.panel, tab.variants, axes.subject]
     for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
-        choice.change(axes_box.turn, [session, choice], [values], **PRIVATE)
+        choice.input(axes_box.turn, [session, choice], [values], **PRIVATE)
         choice.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
     tab.mode.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
 
@@ -230,7 +180,7 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
-    given = [session, tab.found, tab.stamp, tab.blind.ballot]
+    given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot]
     for one in runs:
         one.success(exports, given, files, **PRIVATE)

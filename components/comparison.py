@@ -156,9 +156,9 @@ def _cell(found: Comparison, i: int, j: int, base: int | None, running: bool) ->
     return f'<div class="by-cell">{prompt}<p class="by-text">{body}{cursor}</p></div>'
 
 
-def to_json(found: Comparison) -> str:
-    """The whole comparison as a JSON document."""
-    return json.dumps(found.data(), ensure_ascii=False, indent=2)
+def to_json(found: Comparison, recipe: dict[str, Any] | None = None) -> str:
+    """The whole comparison as a JSON document, with the recipe of its session where one is given."""
+    return json.dumps(found.data() | ({"recipe": recipe} if recipe else {}), ensure_ascii=False, indent=2)
 
 
 PLAIN = """
@@ -171,11 +171,11 @@ h1 { font-size: 20px; margin: 0 0 4px; } h1 + p { margin-bottom: 18px; }
 """
 
 
-def to_html(found: Comparison, style: str) -> str:
-    """The comparison as a page of its own that needs nothing else."""
+def to_html(found: Comparison, style: str, embedded: str = "") -> str:
+    """The comparison as a page of its own that needs nothing else; ``embedded`` is an element that holds its recipe."""
     facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in found.settings)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Brickyard comparison</title><style>{PLAIN}{style}</style></head><body><h1>Brickyard comparison</h1>"
-        f'<p class="by-subtle">{escape(found.base)}, {facts}</p>{draw(found, marks=True)}</body></html>'
+        f'<p class="by-subtle">{escape(found.base)}, {facts}</p>{draw(found, marks=True)}{embedded}</body></html>'
     )

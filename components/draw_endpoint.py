@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, drawing, endpoints, export, kinds, plan, running
+from components import compare, drawing, endpoints, export, kinds, plan, remembered, running
 from components.gallery import Gallery
 from components.messages import told
 from components.shelf import checked_base
@@ -74,7 +74,7 @@ def _builtin() -> str:
 
 
 def _told(found: Gallery, recipe: bool) -> dict[str, Any]:
-    sheet, archive = export.gallery_files(found, () if recipe else None)
+    sheet, archive = export.gallery_files(found, remembered.of_gallery(found) if recipe else None)
     facts = {"base": found.base, **dict(found.settings), "prompts": list(found.prompts), "seeds": list(found.seeds)}
     return {
         **facts,

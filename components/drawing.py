@@ -18,10 +18,6 @@ from lego import AdapterError
 
 MOST_PICTURES, MOST_SEEDS, MOST_STEPS, MOST_SIDE, MOST_GUIDANCE = 96, 16, 150, 2048, 20
 OWN = "the pipeline's own"
-RESTORE = (
-    '<p class="by-subtle">A picture that was downloaded here brings its comparison back: drop it anywhere on the page, or '
-    '<label class="by-link">choose it<input type="file" data-restore accept="image/png" aria-label="Picture to restore"></label>.</p>'
-)
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,6 @@ def create() -> DrawBox:
                 info="A contrastive model: also a CLIP's hub id or folder, such as openai/clip-vit-base-patch32.",
                 allow_custom_value=True,
             )
-        gr.HTML(RESTORE)
     return DrawBox(panel, steps, guidance, seeds, scheduler, negative, size, judge, gr.State(None))
 
 

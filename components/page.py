@@ -16,10 +16,12 @@ from components import (
     examples,
     gate,
     header,
+    history,
     library,
     map,
     merge,
     scoring,
+    sharing,
 )
 from components.session import Session
 from components.shelf import start_session
@@ -37,6 +39,8 @@ def build() -> gr.Blocks:
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
         top, drop = header.create(), dropping.create()
+        with gr.Row(elem_classes="by-tools"):
+            past, shared = history.create(), sharing.create()
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
                 library_tab = library.create()
@@ -60,14 +64,18 @@ def build() -> gr.Blocks:
         asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
         asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]
         scoring.wire(score_box, session, compare_tab.variants)
-        opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
-        settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
+        started = [session, compare_tab.prompts, shared.address]
+        opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
+        ready = merge.wire_first(merge_tab, opened, session)
+        moved = history.wire(past, session, library_tab.base, ready, SESSION)
+        brought = sharing.wire(shared, compare_tab, session, known, library_tab.base, ready)
+        asked.append(shared.asked.change(header.show_comparison, None, waiting, **PRIVATE))
+        settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         comparing.wire(compare_tab, session, known, asked, settled)
-        merge.wire_first(merge_tab, opened, session)
     return page
 
 
-def open_page() -> tuple[Session, str]:
-    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them."""
+def open_page(address: str) -> tuple[Session, str, str]:
+    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them; the address waits its turn."""
     session = start_session(bases.catalogue()[0].id)
-    return session, examples.first(session)
+    return session, examples.first(session), address

@@ -1,4 +1,4 @@
-"""A comparison from a picture that carries its recipe: everything it names found again, or told exactly what is missing."""
+"""A session from a file or an address that carries its recipe: everything it names found again, or told exactly what is missing."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from backends import bases, gates, library
 from backends.bases import TextBase
 from backends.image import Drawing
 from components import kinds, making
-from components.remembered import AdapterOf, BaseOf, PickOf, Remembered, VariantOf
-from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, columns
+from components.remembered import AdapterOf, AxesOf, BaseOf, PickOf, Remembered, UnitsOf, VariantOf, WritingOf
+from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, UnitId, columns
 from components.shelf import as_gating, checked_base, shelf
 from components.work import loading, peek
 from lego import AdapterError
 from lego.recipe import Recipe
 from mole.pool import Weighting
 
-DAMAGED = "The picture's recipe is damaged, or was made by another version."
+DAMAGED = "Its recipe is damaged, or was made by another version."
+HERE = "This recipe"
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a picture brought back.
+    """What a recipe brought back.
 
     Attributes:
         session: with its base, adapters, merges, muted variants and gates.
         chosen: ids of the variants that were compared.
         prompts: as they were given.
-        drawing: how they were drawn.
+        drawing: how pictures were drawn.
+        writing: how texts were written.
+        axes: of the grid that was compared; None where there was none.
+        subject: id of the variant that they vary.
         notes: what is not quite as it was.
     """
 
@@ -36,6 +40,9 @@ class Restored:
     chosen: tuple[str, ...]
     prompts: tuple[str, ...]
     drawing: Drawing
+    writing: WritingOf
+    axes: AxesOf | None = None
+    subject: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -49,10 +56,8 @@ def base_of(wanted: BaseOf) -> str:
         if info.id == wanted.id or (info.ready and _fingerprint(info.id) == wanted.fingerprint):
             return info.id
     if wanted.id is None or "/" not in wanted.id:
-        what = (
-            f"was drawn with the base {wanted.title!r}, which came from a folder (SHA-256 {wanted.fingerprint[:12]}…)"
-        )
-        raise AdapterError(what, "This picture", "Choose that base in the Library, then drop the picture again.")
+        what = f"was made with the base {wanted.title!r}, which came from a folder (SHA-256 {(wanted.fingerprint or '?')[:12]}…)"
+        raise AdapterError(what, HERE, "Choose that base in the Library, then open the recipe again.")
     return checked_base(wanted.id)
 
 
@@ -66,23 +71,21 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
     """The comparison as it was.
 
     Args:
-        session: of who dropped the picture.
-        wanted: what the picture carries.
+        session: of who opened the recipe.
+        wanted: the recipe.
         base: from `base_of`, loaded.
 
     Raises:
         AdapterError: naming every adapter and every gates that are missing.
     """
     loaded, notes = loading(base).base(), []
-    if isinstance(loaded, TextBase):
-        raise AdapterError("draws no pictures", loaded.info.title, DAMAGED)
-    if loaded.fingerprint != wanted.base.fingerprint:
-        notes.append(f"{loaded.info.title} is not quite the base of the picture: its weights have changed since.")
+    if wanted.base.fingerprint not in (None, loaded.fingerprint):
+        notes.append(f"{loaded.info.title} is not quite the base of the recipe: its weights have changed since.")
     keys, missing = find(session, wanted.adapters)
     missing += [f"the gates {each.name} ({each.key})" for each in wanted.gates if not _there(each.key)]
     if missing:
-        fix = "Add them in the Library (gates on the Gate tab), then drop the picture again."
-        raise AdapterError(f"needs what is not here: {', '.join(missing)}", "This picture", fix)
+        fix = "Add them in the Library (gates on the Gate tab), then open the recipe again."
+        raise AdapterError(f"needs what is not here: {', '.join(missing)}", HERE, fix)
     notes += [
         f"{each.name} was merged again and differs in its last digits."
         for each in wanted.adapters
@@ -90,9 +93,21 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
     ]
     made = joined(replace(session, base=base), wanted, keys)
     drawing = Drawing(seeds=tuple(wanted.seeds), **wanted.drawing.model_dump())
-    if drawing.guidance is None:
+    if drawing.guidance is None and not isinstance(loaded, TextBase):
         drawing = replace(drawing, guidance=loaded.guidance)
-    return Restored(made, chosen(made, wanted.variants, keys), tuple(wanted.prompts), drawing, tuple(notes))
+    ids, axes = chosen(made, wanted.variants, keys), wanted.axes and varied(wanted.axes, keys)
+    subject = chosen(made, [axes.subject], keys)[0] if axes and axes.subject else ""
+    return Restored(made, ids, tuple(wanted.prompts), drawing, wanted.writing, axes, subject, tuple(notes))
+
+
+def varied(axes: AxesOf, keys: Mapping[str, str]) -> AxesOf:
+    """The same axes; those of an adapter's weight under the key by which it is found here."""
+
+    def here(name: str) -> str:
+        what, colon, key = name.partition(":")
+        return f"{what}{colon}{keys.get(key, key)}"
+
+    return axes.model_copy(update={"x": here(axes.x), "y": here(axes.y)})
 
 
 def _there(key: str) -> bool:
@@ -104,7 +119,7 @@ def _there(key: str) -> bool:
 
 
 def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], list[str]]:
-    """The library's keys of what a picture names, by the keys it names them by, and what is missing, for people."""
+    """The library's keys of what a recipe names, by the keys it names them by, and what is missing, for people."""
     keys, missing = {}, []
     for each in wanted:
         try:
@@ -135,7 +150,7 @@ def _from_hub(hub: str, key: str | None) -> str:
 
 
 def again(session: Session, recipe: Recipe, name: str) -> str:
-    """Merge again what a picture says was merged.
+    """Merge again what a recipe says was merged.
 
     Raises:
         AdapterError: when a source is missing.
@@ -156,8 +171,13 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
 
 
 def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Session:
-    """The session with everything that the picture's variants need, on the shelf and picked."""
-    aside = tuple(pick for pick in (*session.picks, *session.aside) if kinds.of_adapter(pick.key) != kinds.IMAGE)
+    """The session with everything that the recipe names: on the shelf, picked, aside, merged, muted, gated, selected.
+
+    Picks for bases of the other kind stay aside where the recipe says nothing about them.
+    """
+    kind = kinds.of_base(session.base)
+    others = tuple(pick for pick in (*session.picks, *session.aside) if not kinds.suits(pick.key, kind))
+    aside = tuple(_pick(each, keys) for each in wanted.aside if each.key in keys) or others
     session = replace(session, picks=(), aside=aside, selected=())
     for key in dict.fromkeys(keys.values()):
         session = session.add(key)
@@ -165,6 +185,14 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
     for pick in _picks(wanted, keys, merged):
         session = session if session.pick(pick.key) else replace(session, picks=(*session.picks, pick))
     session = replace(session, picks=session.picks[:MAX_PICKS])
+    for each in wanted.merges:
+        session = session.join(Made(_known(each.key, keys), each.name, tuple(each.slots)))
+    for muted in wanted.muted:
+        weights = tuple((_known(key, keys), weight) for key, weight in muted.adapters)
+        session = session.mute(Muted(muted.name, weights, frozenset(_units(muted.units, keys))))
+    for gating in wanted.gatings:
+        found = as_gating(gates.entry(gating.key), gating.base or session.base, gating.name)
+        session = session.gate(replace(found, masks=tuple(tuple(keys.get(k, k) for k in m) for m in gating.masks)))
     for variant in wanted.variants:
         w = mapped(variant.weighting, keys)
         if w.gates:
@@ -173,16 +201,28 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
             session = session.join(Made(w.adapters[0][0], variant.name))
         elif w not in [column.weighting for column in columns(session, shelf(session))]:
             session = session.mute(Muted(variant.name, w.adapters, w.muted))
-    return session
+    return replace(session, selected=tuple(_units(wanted.selected, keys)))
+
+
+def _known(key: str, keys: Mapping[str, str]) -> str:
+    if key not in keys:
+        raise AdapterError(f"uses {key}, which it does not name", HERE, DAMAGED)
+    return keys[key]
+
+
+def _units(given: UnitsOf, keys: Mapping[str, str]) -> list[UnitId]:
+    return [(_known(key, keys), module, index) for key, module, own in given for index in own]
+
+
+def _pick(each: PickOf, keys: Mapping[str, str]) -> Pick:
+    return Pick(keys[each.key], each.weight, each.slot)
 
 
 def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> list[Pick]:
     """The picked adapters, and those that stand alone as a variant."""
     alone = [v.adapters[0][0] for v in wanted.variants if len(v.adapters) == 1 and not v.gates and not v.muted]
     given = [*wanted.picks, *(PickOf(key=key, slot=slot) for slot, key in enumerate(dict.fromkeys(alone)))]
-    return [
-        Pick(keys[each.key], each.weight, each.slot) for each in given if keys.get(each.key, "") not in (*merged, "")
-    ]
+    return [_pick(each, keys) for each in given if keys.get(each.key, "") not in (*merged, "")]
 
 
 def _gated(session: Session, weighting: Weighting, name: str) -> Session:
@@ -204,7 +244,7 @@ def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
     """
     names = [key for key, _ in weighting.adapters] + [key for key, _, _ in weighting.muted]
     if unknown := [key for key in names if key not in keys]:
-        raise AdapterError(f"weighs {unknown[0]}, which it does not name", "This picture", DAMAGED)
+        raise AdapterError(f"weighs {unknown[0]}, which it does not name", HERE, DAMAGED)
     return Weighting(
         tuple((keys[key], weight) for key, weight in weighting.adapters),
         frozenset((keys[key], module, unit) for key, module, unit in weighting.muted),
@@ -214,7 +254,7 @@ def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
 
 
 def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str]) -> tuple[str, ...]:
-    """The ids of the session's variants that weigh what the picture's do.
+    """The ids of the session's variants that weigh what the recipe's do.
 
     Raises:
         AdapterError: when there is none for one of them.
@@ -224,5 +264,5 @@ def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str])
         ids.setdefault(column.weighting, column.id)
     found = [ids.get(mapped(variant.weighting, keys)) for variant in variants]
     if None in found:
-        raise AdapterError(f"{variants[found.index(None)].name!r} cannot be restored", "This picture", DAMAGED)
+        raise AdapterError(f"{variants[found.index(None)].name!r} cannot be restored", HERE, DAMAGED)
     return tuple(dict.fromkeys(filter(None, found)))

@@ -18,6 +18,7 @@ from components.session import Column, Made, Session, columns
 from components.work import loading
 from lego import AdapterError
 from mole.pool import Weighting
+from tests.serving import fresh_home
 from tests.tiny_pipelines import tiny_folder, write_lora
 
 
@@ -70,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the module's own."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("axes")
-        patch.setenv("BRICKYARD_HOME", str(folder / "home"))
+        patch.setenv("BRICKYARD_HOME", str(fresh_home(folder / "home")))
         yield folder
 
 

@@ -16,7 +16,7 @@ from backends.image import Drawing
 from components import export, making, plan, restore, running, sheet, shelf
 from components.gallery import Gallery
 from components.kinds import IMAGE, of_adapter, of_base, turned
-from components.remembered import Remembered
+from components.remembered import Remembered, of_gallery
 from components.session import Made, Muted, Session, columns
 from components.work import loading
 from lego import AdapterError
@@ -68,7 +68,7 @@ def pixels(found: Gallery) -> np.ndarray:
 
 
 def test_a_dropped_sheet_brings_the_same_pixels_back(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     found = restore.restore(Session("another"), wanted, restore.base_of(wanted.base))
     assert found.notes == ()
     assert found.prompts == tuple(PROMPTS)
@@ -85,7 +85,7 @@ def test_a_dropped_sheet_brings_the_same_pixels_back(session: Session, drawn: Ga
 
 
 def test_no_folder_of_the_maker_is_told(session: Session, drawn: Gallery, home: Path) -> None:
-    for file in export.gallery_files(drawn, session.picks):
+    for file in export.gallery_files(drawn, of_gallery(drawn, session.picks)):
         if file.suffix == ".png":
             text = json.dumps(sheet.recipe_in(file))
             assert str(home) not in text
@@ -98,7 +98,7 @@ def test_without_the_tick_nothing_is_told(drawn: Gallery) -> None:
 
 
 def test_every_missing_file_is_named(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     first = next(each for each in wanted.adapters if each.merge is None)
     gone = first.model_copy(update={"key": "0" * 12, "sha256": "1" * 64})
     other = wanted.model_copy(update={"adapters": [gone, *(each for each in wanted.adapters if each is not first)]})
@@ -109,7 +109,7 @@ def test_every_missing_file_is_named(session: Session, drawn: Gallery) -> None:
 def test_a_merge_is_made_again_from_its_sources(
     session: Session, drawn: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     merge = next(each for each in wanted.adapters if each.merge is not None)
     assert merge.merge
     assert restore.again(session, merge.merge, merge.name) == merge.key
@@ -119,7 +119,7 @@ def test_a_merge_is_made_again_from_its_sources(
 
 
 def test_another_base_is_told(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0]).base
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0]).base
     assert restore.base_of(wanted) == session.base
     with pytest.raises(AdapterError, match="the base 'tiny-base', which came from a folder"):
         restore.base_of(wanted.model_copy(update={"fingerprint": "0" * 64}))
@@ -135,7 +135,7 @@ def test_another_base_is_told(session: Session, drawn: Gallery) -> None:
     ],
 )
 def test_a_damaged_recipe_is_told(session: Session, drawn: Gallery, change: dict, message: str) -> None:
-    data = carried(export.gallery_files(drawn, session.picks)[0]).model_dump(mode="json")
+    data = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0]).model_dump(mode="json")
     with pytest.raises(AdapterError, match=message):
         Remembered.check({**data, **change}, "dropped.png")
 
