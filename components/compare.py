@@ -56,26 +56,21 @@ class CompareTab:
     grid: gr.HTML
     found: gr.State
     recipe: gr.State
+    scores: gr.State
     writing: gr.Column
     draw: DrawBox
     stamp: gr.Checkbox
     hidden: gr.Checkbox
     blind: BlindBox
+    make_report: gr.Button
+    report: gr.DownloadButton
 
     @property
     def settings(self) -> list[Any]:
         """What ``start`` reads beside the session, in its order."""
         texts = [self.length, self.temperature, self.seed, self.format]
-        return [
-            self.mode,
-            self.variants,
-            *self.axes.settings,
-            self.prompts,
-            *texts,
-            self.against,
-            self.hidden,
-            *self.draw.settings,
-        ]
+        chosen = [self.mode, self.variants, *self.axes.settings, self.prompts]
+        return [*chosen, *texts, self.against, self.hidden, self.scores, *self.draw.settings]
 
     @property
     def running(self) -> list[Any]:
@@ -119,22 +114,17 @@ def create() -> CompareTab:
     against = gr.Dropdown([NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, min_width=240)
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
+    with gr.Row(elem_classes="by-actions"):
+        kept = (
+            gr.Button("Make a report", scale=0, min_width=150),
+            gr.DownloadButton("Report (HTML)", visible=False, scale=0),
+        )
     gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
     settings = mode, variants, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html
+    states = gr.State(None), gr.State(None), gr.State(())
     return CompareTab(
-        *settings,
-        *actions,
-        expected,
-        progress,
-        grid,
-        gr.State(None),
-        gr.State(None),
-        writing,
-        draw,
-        stamp,
-        hidden,
-        judging,
+        *settings, *actions, expected, progress, grid, *states, writing, draw, stamp, hidden, judging, *kept
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from backends.image import Drawing
-from components import axes_box, blind, comparison, examples, export, fragments, kinds, pictures, running
+from components import axes_box, blind, comparison, document, examples, export, fragments, kinds, pictures, running
 from components.blind import Ballot
 from components.compare import (
     IDLE,
@@ -20,13 +20,15 @@ from components.compare import (
     turn,
     waiting,
 )
-from components.comparison import Comparison
+from components.comparison import Comparison, Scored
 from components.form import Form
 from components.gallery import Gallery
 from components.messages import told
 from components.plan import Plan
 from components.remembered import Remembered
 from components.session import Session
+from components.theme import css
+from components.votes import Vote
 from components.work import loading
 from lego import AdapterError
 from mole.cli import clock
@@ -77,9 +79,9 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     found: Found = None
     for line, found in steps:
         judged = found if form.blind else gr.skip()
-        shown = redraw(found, against, ballot, running=True)
+        shown = redraw(found, against, ballot, form.scores, running=True)
         yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
-    shown = redraw(found, against, ballot)
+    shown = redraw(found, against, ballot, form.scores)
     yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=False)
 
 
@@ -96,24 +98,26 @@ def offer(planned: Plan, against: str) -> Any:
     return gr.Dropdown([NOTHING, *planned.names], value=against)
 
 
-def ended(found: Found, against: str, ballot: Ballot | None) -> tuple[Any, ...]:
+def ended(found: Found, against: str, ballot: Ballot | None, scores: Sequence[Scored]) -> tuple[Any, ...]:
     """After a stop or an error: keep what came, set the buttons back."""
     line = "" if found and found.finished else fragments.subtle("Stopped.")
-    return line, redraw(found, against, ballot), *_buttons(busy=False)
+    return line, redraw(found, against, ballot, scores), *_buttons(busy=False)
 
 
-def redraw(found: Found, against: str, ballot: Ballot | None = None, running: bool = False) -> str:
+def redraw(
+    found: Found, against: str, ballot: Ballot | None = None, scores: Sequence[Scored] = (), running: bool = False
+) -> str:
     """The texts, with what differs from one column's marked; or the pictures; nothing while they are judged blind."""
     if ballot is not None:
         return ""
     if isinstance(found, Gallery):
         return pictures.draw(found, running)
-    return comparison.draw(found, bool(against), running, against) if found else IDLE
+    return comparison.draw(found, bool(against), running, against, scores) if found else IDLE
 
 
-def reveal(found: Found, against: str) -> tuple[None, str]:
+def reveal(found: Found, against: str, scores: Sequence[Scored]) -> tuple[None, str]:
     """End blind judging and show everything with its name."""
-    return None, redraw(found, against)
+    return None, redraw(found, against, None, scores)
 
 
 @told
@@ -126,6 +130,30 @@ def exports(recipe: Remembered | None, found: Found, stamp: bool, ballot: Ballot
     else:
         files = export.comparison_files(found, recipe if stamp else None)
     return tuple(gr.DownloadButton(value=str(file), interactive=True) for file in files)  # type: ignore[return-value]
+
+
+@told
+def report(
+    session: Session,
+    recipe: Remembered | None,
+    found: Found,
+    cast: tuple[Vote, ...],
+    ballot: Ballot | None,
+    *settings: Any,
+) -> Any:
+    """One page of recipe, map, fidelity, comparison, scores and votes, ready to download.
+
+    Raises:
+        AdapterError: while it would tell what is being judged blind, or what is compared is not done.
+    """
+    form = Form.of(settings)
+    if ballot is not None:
+        raise AdapterError("the comparison is judged blind", None, "Press Reveal all first.")
+    if found is not None and not found.finished:
+        raise AdapterError("the comparison is not finished", None, "Wait for it, or compare again.")
+    told_by = recipe or form.recipe(session, kinds.of_base(session.base) == kinds.IMAGE)
+    file = export.report_file(document.page(session, told_by, found, form.scores, cast, css(), form.against))
+    return gr.DownloadButton(value=str(file), visible=True)
 
 
 @told
@@ -181,7 +209,7 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
     given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
-    seen = [tab.found, tab.against, tab.blind.ballot]
+    seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for one in runs:
         one.success(exports, given, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
@@ -190,5 +218,11 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     stopped.then(exports, given, files, **PRIVATE)
     tab.stamp.input(exports, given, files, **PRIVATE)
     tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
-    revealed = tab.blind.reveal.click(reveal, [tab.found, tab.against], [tab.blind.ballot, tab.grid], **PRIVATE)
+    tab.scores.change(redraw, seen, [tab.grid], **PRIVATE)
+    revealed = tab.blind.reveal.click(
+        reveal, [tab.found, tab.against, tab.scores], [tab.blind.ballot, tab.grid], **PRIVATE
+    )
     revealed.then(exports, given, files, **PRIVATE)
+    told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
+    busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
+    tab.make_report.click(report, told_by, [tab.report], **busy)

@@ -19,6 +19,20 @@ Own = tuple[tuple[tuple[str, Any], ...], ...]
 
 
 @dataclass(frozen=True)
+class Scored:
+    """How one variant does on the held-out rows of one task: share of exact answers with its 95 % interval, nats per answer token."""
+
+    task: str
+    name: str
+    slots: tuple[int, ...]
+    weighting: Weighting
+    exact: float
+    low: float
+    high: float
+    nll: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Texts of every variant for every prompt, row by row as the columns stand.
 
@@ -107,37 +121,57 @@ def begin(
     )
 
 
-def draw(found: Comparison, marks: bool, running: bool = False, against: str = "Base") -> str:
-    """All columns as HTML; ``marks`` shows what differs from the texts of the column ``against``, where it is among them."""
+def draw(
+    found: Comparison, marks: bool, running: bool = False, against: str = "Base", scores: Sequence[Scored] = ()
+) -> str:
+    """All columns as HTML.
+
+    Args:
+        found: the texts so far.
+        marks: whether to show what differs from the texts of one column.
+        running: whether more is to come.
+        against: that column's name.
+        scores: on tasks; each column shows those of what it weighs.
+    """
     base = found.names.index(against) if marks and against in found.names else None
     prompts = range(len(found.prompts))
     if found.layout is None:
-        return _columns(_column(found, i, prompts, base, running) for i in range(len(found.names)))
-    return "".join(_line(found, found.layout, j, base, running) for j in range(found.layout.height))
+        return _columns(_column(found, i, prompts, base, running, scores) for i in range(len(found.names)))
+    return "".join(_line(found, found.layout, j, base, running, scores) for j in range(found.layout.height))
 
 
 def _columns(columns: Iterable[str]) -> str:
     return f'<div class="by-columns">{"".join(columns)}</div>'
 
 
-def _line(found: Comparison, layout: Layout, j: int, base: int | None, running: bool) -> str:
+def _line(found: Comparison, layout: Layout, j: int, base: int | None, running: bool, scores: Sequence[Scored]) -> str:
     """One row of a grid of axes under its heading."""
     columns = []
     for i, told in enumerate(layout.x.values):
         at = layout.place(i, j)
         prompts = [at[PROMPT]] if PROMPT in at else range(len(found.prompts))
-        columns.append(_column(found, at[VARIANT], prompts, base, running, told))
+        columns.append(_column(found, at[VARIANT], prompts, base, running, scores, told))
     heading = f'<h3 class="by-axis">{escape(layout.y.values[j])}</h3>' if layout.y else ""
     return f"{heading}{_columns(columns)}"
 
 
 def _column(
-    found: Comparison, i: int, prompts: Sequence[int], base: int | None, running: bool, told: str | None = None
+    found: Comparison,
+    i: int,
+    prompts: Sequence[int],
+    base: int | None,
+    running: bool,
+    scores: Sequence[Scored],
+    told: str | None = None,
 ) -> str:
     total = sum(found.tokens[i][j] for j in prompts)
     label = escape(found.names[i] if told is None else told)
     swatch, count = fragments.swatch(found.slots[i]), f"<small class='by-num'>{total} tokens</small>"
-    head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>"
+    known = ", ".join(
+        f"{s.task} {s.exact:.0%} ({s.low:.0%}–{s.high:.0%})" for s in scores if s.weighting == found.weightings[i]
+    )
+    scored = f'<p class="by-subtle by-scored">{escape(known)}</p>' if known else ""
+    head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>{scored}"
     cells = "".join(_cell(found, i, j, base, running) for j in prompts)
     line = f'<i class="by-edge" style="background:{fragments.edge(found.slots[i])}"></i>'
     return f'<section class="by-column" aria-label="{label}">{line}{head}{cells}</section>'

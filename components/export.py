@@ -95,6 +95,12 @@ def comparison_files(found: Comparison, recipe: Remembered | None = None) -> tup
     return as_json, _once(place / "comparison.html", lambda path: _write(path, page))
 
 
+def report_file(page: str) -> Path:
+    """A report as a page of its own."""
+    place = folder() / hashlib.sha256(page.encode()).hexdigest()[:32]
+    return _once(place / "report.html", lambda path: _write(path, page))
+
+
 def session_file(recipe: Remembered) -> Path:
     """A session's recipe as YAML."""
     text = recipe.to_yaml()

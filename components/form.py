@@ -9,6 +9,7 @@ from backends.image import Drawing
 from backends.text import Sampling
 from components import drawing, kinds, plan
 from components.compare import AXES, chosen_columns, read_prompts, sampling
+from components.comparison import Scored
 from components.plan import Plan, Wanted
 from components.remembered import AxesOf, Remembered, WritingOf, remember, variant_of
 from components.session import Session, columns
@@ -33,6 +34,7 @@ class Form:
     format: str
     against: str
     blind: bool
+    scores: tuple[Scored, ...]
     drawing: tuple[Any, ...]
     judge: str
 

@@ -53,6 +53,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.create()
                 score_box = scoring.create()
+                gr.HTML(dropping.RESTORE)
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
@@ -63,7 +64,7 @@ def build() -> gr.Blocks:
         restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
         asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
         asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]
-        scoring.wire(score_box, session, compare_tab.variants)
+        scoring.wire(score_box, session, compare_tab.variants, compare_tab.found, compare_tab.scores)
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
         ready = merge.wire_first(merge_tab, opened, session)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -62,8 +63,17 @@ def address(file: str) -> str:
     return f"gradio_api/file={quote(file)}"
 
 
-def draw(found: Gallery, running: bool = False) -> str:
-    """All pictures: a row for every prompt and seed, one cell a variant; on narrow screens a row wraps."""
+def draw(found: Gallery, running: bool = False, source: Mapping[str, str] | None = None) -> str:
+    """All pictures: a row for every prompt and seed, one cell a variant; on narrow screens a row wraps.
+
+    Args:
+        found: the pictures.
+        running: whether more is to come.
+        source: the data address of every file, for a page that stands alone; otherwise the server gives the files.
+    """
+    if source is not None:
+        shots = tuple(tuple(tuple(source[file] for file in row) for row in rows) for rows in found.files)
+        found = replace(found, shots=shots)
     if found.layout is None:
         rows: dict[tuple[int, int], list[Place]] = {}
         for at in found.places():
