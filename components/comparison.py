@@ -174,7 +174,7 @@ def _column(
     head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>{scored}"
     cells = "".join(_cell(found, i, j, base, running) for j in prompts)
     line = f'<i class="by-edge" style="background:{fragments.edge(found.slots[i])}"></i>'
-    return f'<section class="by-column" aria-label="{label}">{line}{head}{cells}</section>'
+    return f'<section class="by-column" aria-label="{escape(found.names[i])}">{line}{head}{cells}</section>'
 
 
 def _cell(found: Comparison, i: int, j: int, base: int | None, running: bool) -> str:

@@ -53,7 +53,7 @@ def base_of(wanted: BaseOf) -> str:
         AdapterError: when it came from a folder, and no base that is loaded is the same.
     """
     for info in bases.catalogue():
-        if info.id == wanted.id or (info.ready and _fingerprint(info.id) == wanted.fingerprint):
+        if info.id == wanted.id or (info.ready and wanted.fingerprint and _fingerprint(info.id) == wanted.fingerprint):
             return info.id
     if wanted.id is None or "/" not in wanted.id:
         what = f"was made with the base {wanted.title!r}, which came from a folder (SHA-256 {(wanted.fingerprint or '?')[:12]}…)"

@@ -43,6 +43,7 @@ class ShareBox:
     make: gr.Button
     save: gr.DownloadButton
     address: gr.State
+    wanted: gr.State
     asked: gr.State
 
 
@@ -53,7 +54,7 @@ def create() -> ShareBox:
     copy = gr.Button("Copy link", size="sm", min_width=90, scale=0)
     make = gr.Button("Save session", size="sm", min_width=110, scale=0)
     save = gr.DownloadButton("session.yaml", size="sm", min_width=110, scale=0, visible=False)
-    return ShareBox(link, shared, copy, make, save, gr.State(""), gr.State(None))
+    return ShareBox(link, shared, copy, make, save, gr.State(""), gr.State(None), gr.State(None))
 
 
 def _recipe(session: Session, settings: tuple[Any, ...]) -> Remembered:
@@ -84,13 +85,15 @@ def saved(session: Session, *settings: Any) -> Any:
     return gr.DownloadButton(value=str(export.session_file(_recipe(session, settings))), visible=True)
 
 
+def wanted_of(address: str) -> Any:
+    """The page's address, where it holds a session."""
+    return address if address.startswith((f"{KEPT}=", f"{RUN}=")) else gr.skip()
+
+
 @told
 def opened(session: Session, address: str) -> Iterator[tuple]:
-    """The session of the page's address, where it holds one; whether it is to be compared comes last."""
-    kind, equals, text = address.partition("=")
-    if not equals or kind not in (KEPT, RUN):
-        yield (gr.skip(),) * (OUTPUTS + 1)
-        return
+    """The session of an address; whether it is to be compared comes last."""
+    kind, _, text = address.partition("=")
     for step in bring_back(session, opening.from_link(text)):
         yield *step, gr.skip()
     yield *(gr.skip(),) * OUTPUTS, address if kind == RUN else gr.skip()
@@ -139,7 +142,9 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, bas
     given = [session, *tab.settings]
     box.copy.click(copied, given, [box.shared], **private).success(None, [box.shared], None, js=COPY, **private)
     box.make.click(saved, given, [box.save], **private)
-    brought = ready.then(opened, [session, box.address], [*outputs(tab, session, known, base), box.asked], **private)
+    ready.then(wanted_of, [box.address], [box.wanted], **private)
+    filled = [*outputs(tab, session, known, base), box.asked]
+    brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
     brought.failure(str, None, [tab.progress], **private)
     changes = [session.change, tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
     gr.on(changes, link_of, given, [box.link], **private)
