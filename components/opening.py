@@ -45,11 +45,11 @@ def from_link(text: str) -> Remembered:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(packed, MOST)
-        if unpacker.unconsumed_tail or not unpacker.eof:
-            raise AdapterError("is cut off, or unpacks to too much", where, "Copy the whole address.")
-        document = json.loads(data)
+        document = json.loads(data) if unpacker.eof else None
     except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
         raise AdapterError("carries no session", where, "Copy the whole address.") from error
+    if document is None:
+        raise AdapterError("is cut off, or unpacks to too much", where, "Copy the whole address.")
     return Remembered.check(document, where)
 
 
@@ -85,8 +85,8 @@ def _document(file: Path) -> Any:
         if text.lstrip().startswith("{"):
             document = json.loads(text)
             return document.get("recipe", document)
-        if "<html" in text[:1000].lower():
-            raise AdapterError("carries no recipe", file.name, RESTORABLE)
     except (ValueError, RecursionError) as error:
         raise AdapterError("is not readable JSON", file.name, RESTORABLE) from error
+    if "<html" in text[:1000].lower():
+        raise AdapterError("carries no recipe", file.name, RESTORABLE)
     return load(text, file.name)

@@ -136,7 +136,7 @@ def packed(data: bytes) -> str:
 @pytest.mark.parametrize(
     ("link", "message"),
     [
-        ("", "carries no session"),
+        ("", "cut off"),
         ("ä", "carries no session"),
         ("abcd", "carries no session"),
         (packed(b"not json"), "carries no session"),
@@ -162,7 +162,7 @@ def test_a_cut_address_is_told(recipe: Remembered) -> None:
     ("name", "text", "message"),
     [
         ("x.yaml", "a: [", "is not YAML"),
-        ("x.yaml", "method: lego\nsources: [a]\n", "has no field"),
+        ("x.yaml", "method: lego\nsources: [a]\n", "lacks brickyard"),
         ("x.yaml", "!!python/object/apply:os.system ['true']", "is not YAML"),
         ("x.yaml", "brickyard: comparison\nbrickyard: comparison\n", "stands twice"),
         ("x.json", "{broken", "is not readable JSON"),
