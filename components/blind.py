@@ -227,6 +227,11 @@ def table(cast: tuple[Vote, ...]) -> str:
     return fragments.heading("Votes", count) + fragments.table(head, rows, right=range(1, len(head)), label="Votes")
 
 
+def cleared() -> tuple[Vote, ...]:
+    """No votes."""
+    return ()
+
+
 def wire(box: BlindBox, quick: dict[str, Any]) -> None:
     """Connect voting; revealing belongs to the tab, which draws what was hidden."""
     for choice, button in zip(CHOICES, box.choices, strict=True):
@@ -235,7 +240,7 @@ def wire(box: BlindBox, quick: dict[str, Any]) -> None:
     for state in (box.ballot, box.judged):
         state.change(show, [box.ballot, box.judged], box.shown, **quick)
     box.cast.change(tallied, [box.cast], [box.result, box.tally, box.save], **quick)
-    box.clear.click(tuple, None, [box.cast], **quick)
+    box.clear.click(cleared, None, [box.cast], **quick)
 
 
 def voter(choice: Choice) -> Any:

@@ -68,7 +68,7 @@ def create() -> HistoryBox:
     small: dict[str, Any] = {"size": "sm", "min_width": 70, "scale": 0, "interactive": False}
     undo = gr.Button("Undo", elem_id="undo", **small)
     redo = gr.Button("Redo", elem_id="redo", **small)
-    gr.HTML("", js_on_load=KEYS, visible="hidden")
+    gr.HTML("<span hidden></span>", js_on_load=KEYS, visible="hidden")
     return HistoryBox(undo, redo, gr.State(None))
 
 

@@ -126,6 +126,11 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     yield "", found.session, base, variants, known, shown, base, mode, *axes, *told_by, *drawn
 
 
+def cleared() -> str:
+    """No line of progress after an error."""
+    return ""
+
+
 def outputs(tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> list[Any]:
     """What ``bring_back`` fills."""
     first = [tab.progress, session, base, tab.variants, known, tab.prompts, tab.draw.suited, tab.mode]
@@ -145,7 +150,7 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, bas
     ready.then(wanted_of, [box.address], [box.wanted], **private)
     filled = [*outputs(tab, session, known, base), box.asked]
     brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
-    brought.failure(str, None, [tab.progress], **private)
+    brought.failure(cleared, None, [tab.progress], **private)
     changes = [session.change, tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
     gr.on(changes, link_of, given, [box.link], **private)
     box.link.change(None, [box.link], None, js=WRITE, **private)
