@@ -19,7 +19,7 @@ from lego import AdapterError
 
 MOST_PROMPTS, PROMPT_LENGTH, MOST_TOKENS, MOST_ROWS = 16, 2000, 512, 96
 VARIANTS, AXES = "variants", "axes"
-MODES = [("Variants × prompts", VARIANTS), ("Any two axes", AXES)]
+MODES = [("Side by side", VARIANTS), ("Any two axes", AXES)]
 NOTHING = ("nothing", "")
 IDLE = fragments.empty(
     "Nothing compared yet", "Choose variants and prompts and press Compare: they answer side by side."

@@ -198,7 +198,8 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
         if w.gates:
             session = _gated(session, w, variant.name)
         elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.muted:
-            session = session.join(Made(w.adapters[0][0], variant.name))
+            known = {made.key for made in session.merges}
+            session = session if w.adapters[0][0] in known else session.join(Made(w.adapters[0][0], variant.name))
         elif w not in [column.weighting for column in columns(session, shelf(session))]:
             session = session.mute(Muted(variant.name, w.adapters, w.muted))
     return replace(session, selected=tuple(_units(wanted.selected, keys)))

@@ -52,7 +52,7 @@ def test_one_axis_against_another(opened: Opened) -> None:
     assert labels == [f"Weight of all {weight}" for weight in ("0", "0.5", "1")] * 2
     # At weight 0 the merge is the base: what it writes greedily is what the base writes.
     unweighted = columns.first.locator(".by-text").inner_text()
-    page.get_by_role("radio", name="Variants × prompts").check()
+    page.get_by_role("radio", name="Side by side").check()
     compare(page, r"\d variants × 1 prompt in")
     assert page.get_by_role("region", name="Base").locator(".by-text").inner_text() == unweighted
 
