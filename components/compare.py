@@ -107,11 +107,15 @@ def create() -> CompareTab:
         stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=170)
         save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
         save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
-        bare: dict[str, Any] = {"container": False, "min_width": 240, "elem_classes": "by-bare"}
+        bare: dict[str, Any] = {"container": False, "scale": 0, "min_width": 190, "elem_classes": "by-bare"}
         hidden = gr.Checkbox(False, label="Judge blind", **bare)
         stamp = gr.Checkbox(True, label="Recipe in the files", **bare)
     expected, progress = gr.HTML(label="Expected time"), gr.HTML()
-    against = gr.Dropdown([NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, min_width=240)
+    with gr.Row():
+        known = [NOTHING, "Base"]
+        against = gr.Dropdown(
+            known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=280
+        )
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
     with gr.Row(elem_classes="by-actions"):

@@ -38,7 +38,7 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top, drop = header.create(), dropping.create()
+        top = header.create()
         with gr.Row(elem_classes="by-tools"):
             past, shared = history.create(), sharing.create()
         with gr.Tabs(selected="map") as tabs:
@@ -54,6 +54,7 @@ def build() -> gr.Blocks:
                 compare_tab = compare.create()
                 score_box = scoring.create()
                 gr.HTML(dropping.RESTORE)
+        drop = dropping.create()
         based = library.wire(library_tab, session)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
