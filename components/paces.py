@@ -14,6 +14,8 @@ NEWEST = 0.5
 SHORT = 0.05
 """Seconds below which a measurement says more about everything else."""
 MERGED = "merge"
+LATENT = 32
+"""Side of the latents that a guess about pictures takes for granted."""
 
 _paces: dict[tuple[str, str], float] = {}
 
@@ -40,13 +42,12 @@ def expected(what: str, where: str, amount: float) -> float | None:
 
 
 def guessed(base: TextBase | ImageBase, amount: float) -> float:
-    """Seconds, from the number of operations alone: two a weight and token, for each quarter of the latent pixels of a picture."""
+    """Seconds, from the number of operations alone: two a weight and token; a picture is taken for so many tokens as a quarter
+    of its latent has pixels, with and without its prompt.
+    """
     weights = sum(parameter.numel() for parameter in base.model.parameters())
     positions = 1.0 if isinstance(base, TextBase) else 2 * LATENT**2 / 4
     return amount * positions * 2 * weights / rate(str(base.device), base.dtype)
-
-
-LATENT = 32
 
 
 @cache
