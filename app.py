@@ -11,24 +11,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401  (before torch touches CUDA)
 
-from components import page, start, theme  # noqa: E402
+from components import page, start  # noqa: E402
 
 app = page.build()
 gc.enable()
-app.queue(max_size=64)
+app.queue(max_size=start.MOST_WAITING)
 
 
 def main() -> None:
     """Serve the page at once; models and projections warm up behind it."""
-    app.launch(
-        prevent_thread_lock=True,
-        theme=theme.theme(),
-        css=theme.css(),
-        allowed_paths=start.allowed_paths(),
-        max_file_size="200mb",
-        footer_links=["api", "gradio", "settings"],
-        ssr_mode=False,
-    )
+    app.launch(prevent_thread_lock=True, **start.options())
     start.warm_up()
     app.block_thread()
 

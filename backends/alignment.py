@@ -136,12 +136,7 @@ class Alignment:
 
 
 def wanted(sizes: Mapping[str, int], read: Callable[[str], dict[str, Any]], where: object) -> list[str]:
-    """The files to load, of those that a folder or a repository holds.
-
-    Args:
-        sizes: bytes of every file.
-        read: gives a JSON file's content.
-        where: they are, for the error.
+    """The files to load, of those that a folder or a repository holds; arguments as in `language.wanted`.
 
     Raises:
         BaseError: when it is no CLIP model that can be loaded; with the reason.
@@ -163,14 +158,10 @@ def _fetch(id: str, tell: Progress) -> Path:
         return path
     name, _, revision = id.partition("@")
     tell(f"Asking the hub for {name}", None)
-    try:
-        repo = hub.look(name, revision or None)
-    except BaseError:
-        # No network: what was downloaded before will do.
-        if (folder := hub.cached(name, revision or None, PREPROCESSOR)) and list(folder.glob("*.safetensors")):
-            return folder
-        raise
-    return hub.download(repo, wanted(repo.sizes, lambda file: hub.read_json(repo, file), name), tell)
+    found = hub.look_or_find(name, revision or None, [PREPROCESSOR])
+    if isinstance(found, Path):
+        return found
+    return hub.download(found, wanted(found.sizes, lambda file: hub.read_json(found, file), name), tell)
 
 
 def _load(id: str, progress: Progress | None) -> Alignment:
@@ -184,7 +175,7 @@ def _load(id: str, progress: Progress | None) -> Alignment:
             raise
         raise BaseError(error.what, error.where, error.fix) from error
     tell("Loading the weights", None)
-    where, dtype = device.pick()
+    where, dtype = device.own()
     if id == BUILTIN:
         dtype = torch.float32  # as it was trained, and small enough everywhere
     with loading(id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class BaseInfo:
 
 
 @dataclass(eq=False, kw_only=True)
-class Base:
+class Base(ABC):
     """A loaded base, shared by everyone in the process; nothing may change its weights.
 
     Attributes:
@@ -59,10 +60,16 @@ class Base:
     commit: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it goes as its id: there it is loaded already, or loaded once."""
+        from backends import bases
+
+        return bases.load_base, (self.info.id,)
+
     @property
+    @abstractmethod
     def files(self) -> Sequence[Path]:
         """Its configs and weights."""
-        raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:

@@ -200,17 +200,12 @@ def _fetch(id: str, tell: Teller) -> tuple[Path, BaseInfo, str | None]:
 def _fetch_hub(id: str, tell: Teller) -> tuple[Path, BaseInfo, str | None]:
     name, _, revision = id.partition("@")
     tell(f"Asking the hub for {name}", None)
-    try:
-        repo = hub.look(name, revision or None)
-    except BaseError:
-        # No network: what was downloaded before will do.
-        for kind, index in INDEX.items():
-            if (folder := hub.cached(name, revision or None, index)) and list(folder.rglob("*.safetensors")):
-                return folder, BaseInfo(id, name, "hub", kind), folder.name
-        raise
-    kind = kind_of(repo.sizes)
-    files = KINDS[kind].wanted(repo.sizes, lambda file: hub.read_json(repo, file), name)
-    return hub.download(repo, files, tell), BaseInfo(id, name, "hub", kind), repo.commit
+    found = hub.look_or_find(name, revision or None, list(INDEX.values()))
+    if isinstance(found, Path):
+        return found, BaseInfo(id, name, "hub", kind_of([file.name for file in found.iterdir()])), found.name
+    kind = kind_of(found.sizes)
+    files = KINDS[kind].wanted(found.sizes, lambda file: hub.read_json(found, file), name)
+    return hub.download(found, files, tell), BaseInfo(id, name, "hub", kind), found.commit
 
 
 def kind_of(names: Container[str]) -> str:

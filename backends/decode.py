@@ -16,7 +16,7 @@ from torch import Tensor
 from backends.bases import TextBase
 from backends.detokenise import Detokeniser
 from backends.errors import BaseError
-from backends.memory import out_of_memory, release, rows_at_once
+from backends.memory import halves, out_of_memory, release, rows_at_once
 from backends.sampling import Sampling, choose
 from backends.variants import Variant, routes_of
 from mole.gated import Gated
@@ -84,12 +84,9 @@ def decode(
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
+            fix = "Use shorter prompts, fewer tokens or a smaller base."
             alive = [row for row in batch if not row.ended]
-            if len(alive) < 2:
-                fix = "Use shorter prompts, fewer tokens or a smaller base."
-                raise BaseError("one text alone does not fit into memory", base.info.id, fix) from error
-            half = len(alive) // 2
-            waiting.extendleft([alive[half:], alive[:half]])
+            waiting.extendleft(reversed(halves(alive, "text", fix, base, error)))
         release(base.device)
 
 

@@ -11,6 +11,11 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def lends() -> bool:
+    """Whether a GPU is lent for a call at a time, and to another process, as on a ZeroGPU Space."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
 def pick() -> tuple[torch.device, torch.dtype]:
     """The device and the type of the weights: CUDA in bf16 (fp16 where it has none), Apple's GPU in fp16, the CPU in fp32.
 
@@ -24,9 +29,14 @@ def pick() -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
+def own() -> tuple[torch.device, torch.dtype]:
+    """As `pick`, for what is too small to ask for a lent GPU: the CPU there."""
+    return (torch.device("cpu"), torch.float32) if lends() else pick()
+
+
 def has_bf16() -> bool:
     """Whether the GPU computes in bf16 itself (a T4 does not)."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return lends() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def gpu(duration: int | Callable[..., int] = 60) -> Callable[[Function], Function]:
@@ -37,7 +47,7 @@ def gpu(duration: int | Callable[..., int] = 60) -> Callable[[Function], Functio
     """
 
     def decorate(function: Function) -> Function:
-        if not os.environ.get("SPACES_ZERO_GPU"):
+        if not lends():
             return function
         import spaces
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backends import gates as store
 from backends import library
 from backends.bases import TextBase
 from backends.decode import forward, pad_left, read_by_gates
 from backends.gates import GateEntry
+from backends.lent import Keys, lent
 from backends.rows import HELD_OUT, read_rows, rows_file
 from backends.score import Scores, score
 from backends.variants import Variant, encode, pool_of, routes_of
@@ -19,6 +21,17 @@ from mole.pool import Weighting
 from mole.trace import Trace, trace
 
 
+def few(**arguments: Any) -> float:
+    """Seconds of one forward pass on a lent GPU, with all that comes before it."""
+    return 20
+
+
+def of_entry(entry: GateEntry, **others: Any) -> Keys:
+    """The keys of gates; those of their LoRAs come along."""
+    return (), (entry.key,)
+
+
+@lent(few, of_entry)
 def choices(
     base: TextBase, entry: GateEntry, prompts: Sequence[str], masked: tuple[str, ...] = (), chat: bool = True
 ) -> Trace:

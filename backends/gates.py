@@ -123,6 +123,21 @@ def entry(key: str) -> GateEntry:
     return found
 
 
+def adopt(found: GateEntry) -> None:
+    """Know gates that another process of this machine has added."""
+    with _lock:
+        _entries.setdefault(found.key, found)
+
+
+def forget(place: Path) -> None:
+    """Drop gates whose files lie in a folder."""
+    with _lock:
+        for key in [key for key, found in _entries.items() if found.path.is_relative_to(place)]:
+            del _entries[key]
+            for kept in [kept for kept in _loaded if kept[0] == key]:
+                del _loaded[kept]
+
+
 def loaded(base: TextBase, key: str) -> Gates:
     """Gates ready to run beside a base; the latest are kept.
 
@@ -173,7 +188,7 @@ def _keep(folder: Path, source: str) -> GateEntry:
     made = GateEntry(key_of(folder), folder.name, source, folder, checkpoint.read_config(folder))
     with _lock:
         known = _entries.get(made.key)
-        if known and known.source == "built-in":
+        if known and known.source != "folder" and known.path.is_dir():
             return known
         _entries[made.key] = made
     return made

@@ -5,21 +5,26 @@ The endpoint and the cache folder are read from the environment at every call (`
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backends.builtin import home
 from backends.errors import BaseError
 from lego.errors import AdapterError
 
 Progress = Callable[[str, float | None], None]
 MOST_HEADER = 64 * 2**20
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+PATIENCE = 15.0
+"""Seconds until a hub that says nothing counts as unreachable."""
+OWN_ACCOUNT = "give an access token of your account (in a terminal: `hf auth login`, or HF_TOKEN)"
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,23 @@ class Repo:
         id: owner/name.
         commit: the commit's hash.
         sizes: bytes of every file.
+        token: what opened it; never shown.
+        restricted: whether it is private or gated, so that not everyone may read it.
     """
 
     id: str
     commit: str
     sizes: dict[str, int]
+    token: str | None = field(default=None, repr=False, compare=False)
+    restricted: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Endpoint, token and cache folder: what a token opened lies in a folder of that token's, where nobody else finds it."""
+        found = {**options(), "token": token_or_none(self.token)}
+        if self.token and self.restricted:
+            found["cache_dir"] = str(home() / "restricted" / hashlib.sha256(self.token.encode()).hexdigest()[:32])
+        return found
 
 
 def parse_id(text: str) -> tuple[str, str | None]:
@@ -56,19 +73,33 @@ def options() -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def look(repo_id: str, revision: str | None = None) -> Repo:
+def token_or_none(token: str | None) -> str | bool | None:
+    """A visitor's token; without one the account of this machine, but on a Space nobody's: its owner's is not for visitors."""
+    return token or (False if "SPACE_ID" in os.environ else None)
+
+
+def api(token: str | None = None) -> Any:
+    """The hub's client for whoever the token belongs to."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=options().get("endpoint"), token=token_or_none(token))
+
+
+def look(repo_id: str, revision: str | None = None, token: str | None = None) -> Repo:
     """What a repository holds, without downloading anything.
+
+    Args:
+        repo_id: owner/name.
+        revision: branch, tag or commit; the main branch unless given.
+        token: of the visitor's account, for a private or gated one.
 
     Raises:
         AdapterError: when it does not exist, is private or gated, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi
-
     with hub_errors(repo_id, revision):
-        info = HfApi(endpoint=options().get("endpoint")).model_info(
-            repo_id, revision=revision, files_metadata=True, timeout=15
-        )
-    return Repo(repo_id, info.sha or "main", {file.rfilename: file.size or 0 for file in info.siblings or []})
+        info = api(token).model_info(repo_id, revision=revision, files_metadata=True, timeout=PATIENCE)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return Repo(repo_id, info.sha or "main", sizes, token, bool(info.private or info.gated))
 
 
 def read_json(repo: Repo, name: str) -> dict[str, Any]:
@@ -108,11 +139,13 @@ def download(repo: Repo, names: Sequence[str], progress: Progress | None = None)
     patterns = [re.sub(r"([\[*?])", r"[\1]", name) for name in names]
     bar = {"tqdm_class": bar_class(repo.id, progress)} if progress else {}
     with hub_errors(repo.id, repo.commit):
-        return Path(snapshot_download(repo.id, revision=repo.commit, allow_patterns=patterns, **bar, **options()))
+        return Path(snapshot_download(repo.id, revision=repo.commit, allow_patterns=patterns, **bar, **repo.options))
 
 
 def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
     """The folder of a repository that was downloaded before, if it holds the named file; asks no network.
+
+    What a visitor's token opened is not found: who wants it shows a token again.
 
     Args:
         repo_id: owner/name.
@@ -124,6 +157,26 @@ def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
     repo = Path(options().get("cache_dir", constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}"
     found = [path.parent for path in repo.glob(f"snapshots/*/{name}") if revision in (None, path.parent.name)]
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def look_or_find(repo_id: str, revision: str | None, marks: Sequence[str]) -> Repo | Path:
+    """What a repository holds; where the hub cannot be reached, the folder of an earlier download instead.
+
+    Args:
+        repo_id: owner/name.
+        revision: a commit, branch or tag; the newest unless given.
+        marks: names of files, one of which such a folder must hold, beside weights.
+
+    Raises:
+        AdapterError: as `look`.
+    """
+    try:
+        return look(repo_id, revision)
+    except BaseError:
+        for mark in marks:
+            if (folder := cached(repo_id, revision, mark)) and any(folder.rglob("*.safetensors")):
+                return folder
+        raise
 
 
 def bar_class(title: str, progress: Progress) -> type:
@@ -161,12 +214,12 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except AdapterError:
         raise
     except errors.GatedRepoError as error:
-        fix = f"Accept its terms on the hub with your account and log in with `hf auth login` (or set HF_TOKEN): {repo_id}."
+        fix = f"Accept its terms on its page on the hub, then {OWN_ACCOUNT}."
         raise AdapterError("is gated: its owner asks for an agreement first", repo_id, fix) from error
     except errors.RevisionNotFoundError as error:
         raise AdapterError(f"has no revision {revision!r}", repo_id) from error
     except errors.RepositoryNotFoundError as error:
-        fix = "Check the spelling (owner/name); for a private one log in with `hf auth login` or set HF_TOKEN."
+        fix = f"Check the spelling (owner/name); for a private one {OWN_ACCOUNT}."
         raise AdapterError("does not exist on the hub, or is private", repo_id, fix) from error
     except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
@@ -175,8 +228,11 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         if code in (401, 403):
-            fix = "Log in with `hf auth login` or set HF_TOKEN, with an account that may read it."
-            raise AdapterError(f"may not be read with this account (HTTP {code})", repo_id, fix) from error
+            what = "may not be read with this account" if code == 403 else "needs a valid access token"
+            raise AdapterError(f"{what} (HTTP {code})", repo_id, f"If you may use it, {OWN_ACCOUNT}.") from error
+        if code == 429:
+            fix = f"Wait a few minutes, or {OWN_ACCOUNT}: known accounts may ask more often."
+            raise AdapterError("the hub takes no more requests for now (HTTP 429)", repo_id, fix) from error
         raise AdapterError(f"the hub answered with an error (HTTP {code})", repo_id, "Try again later.") from error
     except errors.HFValidationError as error:
         raise AdapterError("is not a repository's id", repo_id, "Write it as owner/name.") from error

@@ -7,14 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL.Image import Image
 
 from backends.bases import ImageBase
 from backends.drawing import Drawing
-from backends.errors import BaseError
-from backends.memory import out_of_memory, pictures_at_once, release
+from backends.lent import lent
+from backends.memory import halves, out_of_memory, pictures_at_once, release
 from backends.painting import Painting, Row
 from backends.schedulers import SCHEDULERS
 from backends.streamed import streamed
@@ -45,6 +46,15 @@ class Sheet:
     previews: bool
 
 
+def expected(
+    variants: Sequence[Variant], prompts: Sequence[str], drawing: Drawing | None = None, **other: Any
+) -> float:
+    """Seconds that a comparison takes on a lent GPU, about."""
+    wanted = drawing or Drawing()
+    return 20 + 0.1 * wanted.steps * len(variants) * len(prompts) * len(wanted.seeds)
+
+
+@lent(expected)
 def draw(
     base: ImageBase,
     variants: Sequence[Variant],
@@ -118,7 +128,8 @@ class Work:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                waiting.extendleft(reversed(halves(batch, self.base, error)))
+                fix = "Draw smaller pictures, or use a smaller base."
+                waiting.extendleft(reversed(halves(batch, "picture", fix, self.base, error)))
             release(self.base.device)
         tell(self.sheet())
 
@@ -149,16 +160,3 @@ class Work:
             seconds=time.perf_counter() - self.start,
             previews=any(row.picture is not None and not row.finished for row in self.rows),
         )
-
-
-def halves(rows: Sequence[Row], base: ImageBase, error: BaseException) -> list[Sequence[Row]]:
-    """Two batches in place of one that did not fit.
-
-    Raises:
-        BaseError: for a single row.
-    """
-    if len(rows) < 2:
-        fix = "Draw smaller pictures, or use a smaller base."
-        raise BaseError("one picture alone does not fit into memory", base.info.id, fix) from error
-    half = len(rows) // 2
-    return [rows[:half], rows[half:]]

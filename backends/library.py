@@ -21,6 +21,7 @@ import torch
 from backends import opener
 from backends.builtin import home
 from backends.fitting import Shapes, held_by_kohya, misfit, of_pipeline, pipeline_names
+from backends.hub import Progress
 from lego import Adapter, AdapterError, merge_into, read_adapter, write_adapter
 from lego.formats import peft
 from lego.preflight import Preflight
@@ -41,7 +42,7 @@ class Entry:
         key: hash of what it holds, 12 hex digits.
         name: short, as in file names.
         title: for people.
-        source: ``built-in``, ``folder``, ``hub`` or ``merge``.
+        source: ``built-in``, ``folder``, ``upload``, ``hub`` or ``merge``.
         path: its folder, or the single file that it is.
         card: front matter of its README.md.
         ranks: the different ranks of its modules, ascending.
@@ -100,13 +101,29 @@ def add_folder(path: str | Path) -> Entry:
     return _keep(of_pipeline(read_adapter(Path(path).expanduser().resolve())), "folder")
 
 
-def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = None) -> Entry:
+def add_upload(path: Path) -> Entry:
+    """Add a checked upload from its folder in the cache; the same adapter, where it is known from elsewhere, stays that entry.
+
+    Raises:
+        AdapterError: as `add_folder`.
+    """
+    return _keep(of_pipeline(read_adapter(path.resolve())), "upload")
+
+
+def add_hub(
+    repo_id: str,
+    revision: str | None = None,
+    shapes: Shapes | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Entry:
     """Add an adapter from the hub; what cannot be used is refused before its weights are downloaded.
 
     Args:
         repo_id: owner/name, or the address of its page.
         revision: branch, tag or commit.
         shapes: of a base's modules; then an adapter that does not fit is refused as well.
+        token, progress: as `opener.fetch` takes them.
 
     Raises:
         AdapterError: when it does not exist, may not be read, is not a usable LoRA, or the hub cannot be reached.
@@ -115,7 +132,7 @@ def add_hub(repo_id: str, revision: str | None = None, shapes: Shapes | None = N
     def refuse(found: Preflight) -> str | None:
         return None if shapes is None else misfit(pipeline_names(found.format, found.modules), shapes)
 
-    adapter = of_pipeline(opener.fetch(repo_id, revision, refuse))
+    adapter = of_pipeline(opener.fetch(repo_id, revision, refuse, token, progress))
     return _keep(adapter, "hub", origin=adapter.origin)
 
 
@@ -197,6 +214,7 @@ def make_room(root: Path, latest: Path) -> None:
     for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
         if total > MERGE_BYTES and path != latest:
             shutil.rmtree(path, ignore_errors=True)
+            forget(path)
             total -= sizes[path]
 
 
@@ -221,6 +239,24 @@ def get(key: str) -> Adapter:
             _kept.pop(key, None)
         raise AdapterError("has changed or gone since it was added", kept.entry.path, "Add it again.")
     return kept.adapter
+
+
+def adopt(found: Entry) -> None:
+    """Know an entry that another process of this machine has added."""
+    with _lock:
+        known = found.key in _kept
+    if not known:
+        read = read_adapter(found.path)
+        _keep(read if found.source == "merge" else of_pipeline(read), found.source, found.title, found.origin)
+
+
+def forget(place: Path) -> list[str]:
+    """Drop the entries whose files lie in a folder; gives their keys."""
+    with _lock:
+        keys = [key for key, kept in _kept.items() if kept.entry.path.is_relative_to(place)]
+        for key in keys:
+            del _kept[key]
+    return keys
 
 
 def fits(entry: Entry, shapes: Shapes) -> str | None:
@@ -270,7 +306,8 @@ def _keep(adapter: Adapter, source: str, title: str | None = None, origin: str |
     )
     with _lock:
         known = _kept.get(key)
-        if known and known.entry.source == "built-in" and stamp(known.adapter) == known.stamp:
+        stays = known and (known.entry.source == "built-in" or source == "upload")
+        if known and stays and stamp(known.adapter) == known.stamp:
             return known.entry
         _kept[key] = Kept(made, adapter, stamp(adapter))
     return made

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from backends.base import Base
+from backends.errors import BaseError
 from mole.memory import out_of_memory, release
 
-__all__ = ["out_of_memory", "pictures_at_once", "release", "rows_at_once"]
+T = TypeVar("T")
+
+__all__ = ["halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
@@ -43,6 +47,25 @@ def pictures_at_once(base: Any, size: tuple[int, int] | None) -> int:
     """
     row, decoder = bytes_of_picture(base.pipeline, base.dtype, size)
     return max(1, min(MOST_PICTURES, int((free_bytes(base.device) - decoder) // row)))
+
+
+def halves(rows: Sequence[T], what: str, fix: str, base: Base, error: BaseException) -> tuple[list[T], list[T]]:
+    """Two batches in place of one that did not fit.
+
+    Args:
+        rows: of the batch.
+        what: one row is, for the error.
+        fix: what to do where one row alone does not fit.
+        base: that was at work.
+        error: that memory ran out.
+
+    Raises:
+        BaseError: for a single row.
+    """
+    if len(rows) < 2:
+        raise BaseError(f"one {what} alone does not fit into memory", base.info.id, fix) from error
+    half = len(rows) // 2
+    return list(rows[:half]), list(rows[half:])
 
 
 def bytes_of_picture(pipeline: Any, dtype: torch.dtype, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Adapters from the hub for the command line: looked at by their headers, then fetched, always at a commit."""
+"""Adapters from the hub: looked at by their headers, then fetched, always at a commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ MOST_BYTES = 4 * 2**30
 """Larger adapters are not fetched."""
 
 
-def fetch(hub_id: str, revision: str | None = None, refuse: Callable[[Preflight], str | None] | None = None) -> Adapter:
+def fetch(
+    hub_id: str,
+    revision: str | None = None,
+    refuse: Callable[[Preflight], str | None] | None = None,
+    token: str | None = None,
+    progress: hub.Progress | None = None,
+) -> Adapter:
     """An adapter of the hub, refused from its headers where it must be, then downloaded or found in the cache.
 
     Args:
@@ -25,6 +31,8 @@ def fetch(hub_id: str, revision: str | None = None, refuse: Callable[[Preflight]
         revision: branch, tag or commit; a commit that was downloaded before needs no network, if its weights have PEFT's or
             diffusers' own name.
         refuse: gives a further reason not to download what it is shown.
+        token: of an account that may read it, where not everyone may.
+        progress: is told what happens, and the fraction of bytes.
 
     Returns:
         The adapter, its ``origin`` owner/name@commit.
@@ -36,12 +44,15 @@ def fetch(hub_id: str, revision: str | None = None, refuse: Callable[[Preflight]
     revision = revision or from_address
     commit, place = revision, downloaded(hub_id, revision) if revision else None
     if place is None:
-        repo = hub.look(hub_id, revision)
+        tell = progress or (lambda text, fraction: None)
+        tell(f"Asking the hub for {hub_id}", None)
+        repo = hub.look(hub_id, revision, token)
         names, commit = files(repo), repo.commit
+        tell(f"Reading the header of {names[-1]}", None)
         found = judge(repo, names)
         if reason := next(iter(found.reasons), None) or (refuse and refuse(found)):
             raise AdapterError(reason, hub_id)
-        place = (hub.download(repo, names) / names[-1]).parent
+        place = (hub.download(repo, names, progress) / names[-1]).parent
     return replace(read_adapter(place), name=hub_id.split("/")[1], origin=f"{hub_id}@{commit}")
 
 
@@ -106,14 +117,11 @@ def header(repo: hub.Repo, name: str) -> dict[str, Any]:
     Raises:
         AdapterError: when the file is damaged or cannot be had.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
     with hub.hub_errors(repo.id, repo.commit):
         try:
-            found = HfApi(endpoint=hub.options().get("endpoint")).parse_safetensors_file_metadata(
-                repo.id, name, revision=repo.commit
-            )
+            found = hub.api(repo.token).parse_safetensors_file_metadata(repo.id, name, revision=repo.commit)
         except SafetensorsParsingError as error:
             raise AdapterError(f"its {name} is not a readable safetensors file", repo.id) from error
     tensors = {

@@ -75,12 +75,7 @@ class ImageBase(Base):
 
 
 def wanted(sizes: Mapping[str, int], read: Callable[[str], dict[str, Any]], where: object) -> list[str]:
-    """The files to load, of those that a folder or a repository holds.
-
-    Args:
-        sizes: bytes of every file.
-        read: gives a JSON file's content.
-        where: they are, for the error.
+    """The files to load, of those that a folder or a repository holds; arguments as in `language.wanted`.
 
     Raises:
         BaseError: when it is no pipeline that draws pictures from text and takes LoRAs; with the reason.
@@ -231,7 +226,8 @@ def place(pipeline: Any, where: torch.device, weights: int) -> None:
         where: it shall run.
         weights: bytes of all its parts.
     """
-    short = os.environ.get("BRICKYARD_OFFLOAD") or str(int(where.type == "cuda" and weights > free_bytes(where)))
+    here = where.type == "cuda" and not device.lends()  # a lent one is large, and not there yet
+    short = os.environ.get("BRICKYARD_OFFLOAD") or str(int(here and weights > free_bytes(where)))
     if short == "1" and where.type != "cpu":
         pipeline.enable_attention_slicing()
         pipeline.enable_model_cpu_offload(device=where)

@@ -108,6 +108,7 @@ def check(own: Any, name: str, steps: int = 4) -> None:
         for time in trial.timesteps[:2]:
             sample = trial.step(trial.scale_model_input(sample, time), time, sample).prev_sample
     except (ValueError, IndexError, NotImplementedError) as error:
+        # What diffusers' schedulers raise for a kind of prediction, or a number of steps, that they have no formula for.
         what = f"cannot follow a pipeline that predicts the {kind} in {steps} steps ({str(error)[:200]})"
         raise AdapterError(what, name, "Use another one, or other steps.") from error
 

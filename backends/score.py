@@ -16,7 +16,8 @@ from torch import Tensor
 from backends.bases import TextBase
 from backends.decode import end_tokens, forward, new_cache, pad_left, read_by_gates
 from backends.errors import BaseError
-from backends.memory import out_of_memory, release, rows_at_once
+from backends.lent import lent
+from backends.memory import halves, out_of_memory, release, rows_at_once
 from backends.variants import Variant, context_length, encode, pool_of, routes_of
 from lego.errors import AdapterError
 from mole.gated import Gated
@@ -81,6 +82,12 @@ class Scored:
     hits: dict[int, bool] = field(default_factory=dict)
 
 
+def expected(variants: Sequence[Variant], rows: Sequence[Mapping[str, str]], **other: Any) -> float:
+    """Seconds that scoring takes on a lent GPU, about."""
+    return 15 + 0.02 * len(variants) * len(rows)
+
+
+@lent(expected)
 def score(
     base: TextBase,
     variants: Sequence[Variant],
@@ -188,19 +195,17 @@ def run(base: TextBase, scored: Scored, batch: list[Example], shared: int) -> No
     Raises:
         BaseError: when one row alone does not fit.
     """
+    smaller: Sequence[list[Example]] = ()
     try:
         logits = answer_logits(base, scored, batch, shared)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        if len(batch) == 1:
-            raise BaseError("one row alone does not fit into memory", base.info.id) from error
-        logits = None
-    if logits is None:
+        smaller = halves(batch, "row", "Use shorter rows or a smaller base.", base, error)
+    if smaller:  # outside the handler, whose error keeps the failed pass's memory
         release(base.device)
-        half = len(batch) // 2
-        run(base, scored, batch[:half], shared)
-        run(base, scored, batch[half:], shared)
+        for half in smaller:
+            run(base, scored, half, shared)
         return
     ends = end_tokens(base)
     for example, row in zip(batch, logits, strict=True):

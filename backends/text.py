@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backends.bases import TextBase
 from backends.decode import Row, decode
 from backends.detokenise import Detokeniser
 from backends.errors import BaseError
+from backends.lent import lent
 from backends.rows import tasks
 from backends.sampling import Sampling
 from backends.score import Scores, score
@@ -40,6 +42,15 @@ class Grid:
     seconds: float
 
 
+def expected(
+    variants: Sequence[Variant], prompts: Sequence[str], sampling: Sampling | None = None, **other: Any
+) -> float:
+    """Seconds that a comparison takes on a lent GPU, about."""
+    batches = -(-len(variants) * len(prompts) // 64)
+    return 15 + 0.06 * batches * (sampling or Sampling()).max_new_tokens
+
+
+@lent(expected)
 def generate(
     base: TextBase,
     variants: Sequence[Variant],

@@ -96,6 +96,14 @@ def in_memory(key: str) -> Adapter:
     return read
 
 
+def forget(key: str) -> None:
+    """Drop what is kept in memory of an adapter."""
+    with _lock:
+        _factors.pop(key, None)
+        for place in [place for place in _pools if key in place[0]]:  # type: ignore[operator]
+            del _pools[place]
+
+
 def encode(base: TextBase, prompt: str, chat: bool = True, system: str | None = None) -> list[int]:
     """A prompt's tokens, ready for the answer to follow.
 

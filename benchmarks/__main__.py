@@ -17,6 +17,7 @@ PARTS = (
     "gates",
     "routers",
     "alignment",
+    "load",
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ clustering. Results are kept in ``results/alignment.json`` as soon as they are t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from backends.alignment import Alignment
 from backends.bases import IMAGE, BaseError, ImageBase, load_base
 from backends.image import Drawing, Variant, draw
 from benchmarks.kept import Kept
-from benchmarks.report import ROOT, finish, machine, table
+from benchmarks.report import ROOT, finish, machine, parser_for, table
 from mole.pool import Weighting
 
 COMBINATIONS = (
@@ -184,8 +183,7 @@ def lines(known: dict[str, Cell], label: str) -> Iterator[list[str]]:
 
 def main() -> int:
     """Measure what is missing and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser = parser_for("alignment", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     parser.add_argument("--only", default="", metavar="TEXT", help="only combinations with this in their names")
     parser.add_argument("--gates", action="append", default=[], type=Path, help="folder of gates for MoLE; repeatable")

@@ -9,7 +9,6 @@ on where it was; delete the file to measure anew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -28,7 +27,7 @@ from backends.gates import GateEntry
 from backends.training import Training
 from backends.variants import Variant
 from benchmarks.kept import Kept
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import machine, parser_for, table, write_into_readme
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
 
@@ -228,8 +227,7 @@ def lines(bench: Bench, name: str) -> Iterator[list[str]]:
 
 def main() -> None:
     """Measure what is missing and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gates", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser = parser_for("gates", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     parser.add_argument("--only", default="", metavar="TEXT", help="train only what has this in `SET | KIND | SEED`")
     options = parser.parse_args()

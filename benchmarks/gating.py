@@ -6,7 +6,6 @@ token; at most a third of PEFT's X-LoRA; a training step of the gates at most 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from backends.text import Sampling, Variant, generate
 from backends.training import Training
 from backends.training_text import text_loss
 from backends.variants import encode
-from benchmarks.report import finish, machine, table
+from benchmarks.report import finish, machine, parser_for, table
 from mole.recipe import GateRecipe
 
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
@@ -117,8 +116,7 @@ def xlora(base: TextBase, rounds: int) -> float:
 
 def main() -> int:
     """Measures, prints, and returns 1 where a claim does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gating", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("gating", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     base = load_base(BUILTIN)

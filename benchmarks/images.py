@@ -8,7 +8,6 @@ Processor time of one thread, so that neighbours on the machine count little.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from backends import library, pipelines
 from backends.bases import IMAGE, ImageBase, load_base
 from backends.image import Drawing, Variant, draw
 from backends.library import Entry
-from benchmarks.report import finish, machine, table
+from benchmarks.report import finish, machine, parser_for, table
 from mole.live import Weighting
 
 PROMPT, DRAWING = "a red apple", Drawing(steps=20, guidance=3.0, seeds=(7,))
@@ -125,8 +124,7 @@ def measure(base: ImageBase, loras: list[Entry], rounds: int) -> tuple[float, fl
 
 def main() -> int:
     """Measures, prints, and returns 1 where the claim does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.images", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("images", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -16,7 +16,6 @@ is likely lower. Good for saying which partner to look at first, not for forecas
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import cached_property
 from itertools import combinations, permutations
@@ -29,7 +28,7 @@ from backends import bases, library, text
 from backends.bases import TextBase
 from backends.variants import Variant
 from benchmarks.kept import Kept
-from benchmarks.report import table, write_into_readme
+from benchmarks.report import parser_for, table, write_into_readme
 from lego.interference import interference
 from mole.live import Weighting
 
@@ -119,8 +118,7 @@ def correlations(values: np.ndarray, rises: np.ndarray, falls: np.ndarray) -> li
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.interference", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("interference", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="fail rather than measure")
     options = parser.parse_args()
     bench = Bench()

@@ -8,7 +8,6 @@ Two claims, each a ratio against a peer measured in the same run:
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from backends import library
 from backends.bases import BUILTIN, TextBase, load_base
 from backends.text import Sampling, Variant, generate
 from backends.variants import encode, pool_of
-from benchmarks.report import finish, machine, table
+from benchmarks.report import finish, machine, parser_for, table
 from mole.live import Live, Weighting
 
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
@@ -125,8 +124,7 @@ def entered(live: Live, work: Iterator[None]) -> None:
 
 def main() -> int:
     """Measures, prints, and returns 1 where a claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("live", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of the batch comparison")
     parser.add_argument("--steps", type=int, default=96, help="of the comparison with PEFT")
     chosen = parser.parse_args()

@@ -7,7 +7,6 @@ their sum in every row. One claim: beside the bare UNet, LoRAs on the attention 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from benchmarks.report import finish, machine, table
+from benchmarks.report import finish, machine, parser_for, table
 from lego import read_adapter
 from mole.live import Live, LivePool, Weighting
 
@@ -107,8 +106,7 @@ def measure(unet: nn.Module, targets: list[str], rounds: int) -> dict[str, float
 
 def main() -> int:
     """Measures, prints, and returns 1 where the claim does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.live_image", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("live_image", __doc__)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ Twice: units of ten adapters of one start, which lie in groups of ten, and units
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 import warnings
@@ -25,7 +24,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.metrics import pairwise_distances
 from umap import UMAP
 
-from benchmarks.report import finish, machine, table
+from benchmarks.report import finish, machine, parser_for, table
 from lego import Adapter, Factors
 from lego.cluster import partition, partitions
 from lego.layout import UnitMap, unit_map
@@ -140,8 +139,7 @@ def compile_first() -> None:
 
 def main() -> int:
     """Measures, prints, and returns 1 where a claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("maps", __doc__)
     parser.add_argument("--rounds", type=int, default=3, help="the fastest of so many counts")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", message="Graph is not fully connected")  # plain UMAP's start, of groups of ten

@@ -6,7 +6,6 @@ command that merely reads the inputs and writes an output of that size with safe
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from torch import nn
 
 import lego
 from benchmarks import adapters
-from benchmarks.report import ROOT, machine, table
+from benchmarks.report import ROOT, machine, parser_for, table
 
 FLOOR = """
 import sys
@@ -200,8 +199,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> int:
     """Measures, prints, and returns 1 where a claim does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.merging", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("merging", __doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the adapters lie or are made; a temporary one unless given")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -17,6 +18,14 @@ def machine() -> str:
     """What the numbers were measured on."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{os.cpu_count()} {platform.machine()} cores{gpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def parser_for(part: str, about: str) -> argparse.ArgumentParser:
+    """The options that every part has; its module's docstring is the help."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{part}", description=about, formatter_class=form)
+    parser.add_argument("--write", action="store_true", help="put what is measured into README.md")
+    return parser
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

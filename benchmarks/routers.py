@@ -9,7 +9,6 @@ nothing. Results are kept in ``results/routers.json`` as they come.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from backends.training import Training
 from backends.training_text import text_batch, text_loss
 from backends.variants import Variant, encode
 from benchmarks.kept import Kept
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import machine, parser_for, table, write_into_readme
 from mole.recipe import GateRecipe
 from mole.train import Batch
 
@@ -154,8 +153,7 @@ def lengths(ids: torch.Tensor) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.routers", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("routers", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     options = parser.parse_args()
     bench = Bench()

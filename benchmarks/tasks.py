@@ -10,7 +10,6 @@ that was stopped goes on where it was; delete the file to measure anew. A second
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import sys
@@ -22,7 +21,7 @@ import lego
 from backends import bases, library, text
 from backends.variants import Variant
 from benchmarks.kept import Kept
-from benchmarks.report import machine, table, write_into_readme
+from benchmarks.report import machine, parser_for, table, write_into_readme
 from mole.live import Weighting
 
 TASKS = ("sentiment", "kind", "past-tense", "language", "french")
@@ -208,8 +207,7 @@ def lines(bench: Bench, measure: bool) -> Iterator[list[str]]:
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser = parser_for("tasks", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     parser.add_argument("--from-the-end", action="store_true", help="help another process, from the other end")
     options = parser.parse_args()

@@ -69,6 +69,10 @@ def open_files(files: list[str] | None) -> Opened:
     return uploads.receive_gates(files).key, ()
 
 
+def emptied() -> None:
+    """The box is empty for the next files: these are received, and what the browser sent is deleted."""
+
+
 @told
 def admit(session: Session, opened: Opened) -> tuple[Session, Gating]:
     """Let added gates in, if all their LoRAs are on the visitor's shelf."""
@@ -98,4 +102,5 @@ def wire(box: AddBox, session: gr.State) -> list[Any]:
         box.folder.submit(open_folder, folder, [box.opened], **slow),
         box.files_add.click(open_files, [box.files], [box.opened], **slow),
     ]
+    opened[-1].success(emptied, None, [box.files], **private)
     return [event.success(admit, [session, box.opened], [session, box.made], **quick) for event in opened]

@@ -17,7 +17,7 @@ from components.work import loading, peek
 from lego.report import spread
 
 LOWEST, HIGHEST = -2.0, 3.0
-GROUPS = {"built-in": "Built in", "folder": "Added", "hub": "Added", "merge": "Made here"}
+GROUPS = {"built-in": "Built in", "folder": "Added", "upload": "Added", "hub": "Added", "merge": "Made here"}
 SAMPLE = "sample.png"
 OURS = ("built-in", "merge")
 METRICS = {

@@ -8,7 +8,19 @@ from typing import Any
 import gradio as gr
 
 from backends.image import Drawing
-from components import axes_box, blind, comparison, document, examples, export, fragments, kinds, pictures, running
+from components import (
+    axes_box,
+    blind,
+    comparison,
+    document,
+    examples,
+    export,
+    fragments,
+    kinds,
+    pictures,
+    queueing,
+    running,
+)
 from components.blind import Ballot
 from components.compare import (
     IDLE,
@@ -208,6 +220,8 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
+    for event in (clicked, *asked):
+        queueing.follow(event.then, "model", tab.progress)
     given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for one in runs:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import compare, drawing, endpoints, export, kinds, plan, remembered, running
+from components import drawing, endpoints, export, kinds, plan, remembered, running
 from components.gallery import Gallery
 from components.messages import told
 from components.shelf import checked_base
@@ -49,9 +49,7 @@ def draw_pictures(
         judge: a contrastive model that scores the pictures: "built-in", or a CLIP's hub id.
         recipe: whether sheet and archive carry the recipe of the comparison in their metadata.
     """
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise AdapterError("prompts must be a list of texts")
-    compare.check_prompts(prompts)
+    prompts = endpoints.checked_prompts(prompts)
     noise = [0] if seeds is None else seeds
     if not isinstance(noise, list) or not all(isinstance(seed, int) for seed in noise):
         raise AdapterError("seeds must be a list of whole numbers")

@@ -159,9 +159,7 @@ def compare_variants(
         seed: of the sampling, shared by all variants.
         chat: put each prompt into the model's chat template.
     """
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise AdapterError("prompts must be a list of texts")
-    compare.check_prompts(prompts)
+    prompts = checked_prompts(prompts)
     columns = columns_of(variants, len(prompts))
     numbers = [_number(*pair) for pair in (("length", length), ("temperature", temperature), ("seed", seed))]
     settings = compare.sampling(*numbers, "chat" if chat else "raw")
@@ -172,6 +170,18 @@ def compare_variants(
     for grid in generate(loaded, [column.variant for column in columns], prompts, settings):
         found = found.filled(grid)
     return found.data()
+
+
+def checked_prompts(prompts: Any) -> list[str]:
+    """The prompts as a caller gives them.
+
+    Raises:
+        AdapterError: when they are no texts, too many, or one is too long.
+    """
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise AdapterError("prompts must be a list of texts")
+    compare.check_prompts(prompts)
+    return prompts
 
 
 def columns_of(variants: Any, prompts: int) -> list[Column]:

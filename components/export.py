@@ -32,6 +32,9 @@ PICTURES = "pictures"
 PICTURE_BYTES = 2**30
 """Finished pictures kept on disk for the pages that show them; the oldest make room."""
 
+ZIP_BYTES = 2 * 2**30
+"""Zips kept on disk for download; the oldest make room."""
+
 
 def folder() -> Path:
     """Where downloads are written; the only folder that the server gives files from."""
@@ -61,6 +64,15 @@ def adapter_zip(key: str, name: str) -> Path:
     Raises:
         AdapterError: when its files have changed or gone since it was added.
     """
+    return _zipped(folder() / key, slug(name) or "adapter", adapter_files(key))
+
+
+def adapter_files(key: str) -> list[Path]:
+    """The files of an adapter of the library.
+
+    Raises:
+        AdapterError: when they have changed or gone since it was added.
+    """
     adapter = library.get(key)
     assert adapter.path is not None
     assert adapter.weights_file is not None
@@ -68,7 +80,7 @@ def adapter_zip(key: str, name: str) -> Path:
     if adapter.path.is_dir():
         beside = [inside(adapter.path, file) for file in (peft.CONFIG, peft.CARD, RECIPE, REPORT)]
         files += [file for file in beside if file.is_file()]
-    return _zipped(folder() / key, slug(name) or "adapter", files)
+    return files
 
 
 def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
@@ -77,13 +89,20 @@ def _zipped(place: Path, called: str, files: Sequence[Path]) -> Path:
             for file in files:
                 archive.write(file, f"{called}/{file.name}")
 
-    return _once(place / f"{called}.zip", write)
+    made = _once(place / f"{called}.zip", write)
+    os.utime(made)
+    make_room("*/*.zip", ZIP_BYTES)
+    return made
 
 
 def gates_zip(found: GateEntry, name: str) -> Path:
     """Trained gates as a zip: their weights, config, recipe, card and what a training needs to go on."""
-    files = [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
-    return _zipped(folder() / f"gates-{found.key}", slug(name) or "gates", files)
+    return _zipped(folder() / f"gates-{found.key}", slug(name) or "gates", gates_files(found))
+
+
+def gates_files(found: GateEntry) -> list[Path]:
+    """The files of trained gates."""
+    return [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
 
 
 def comparison_files(found: Comparison, recipe: Remembered | None = None) -> tuple[Path, Path]:
@@ -124,12 +143,12 @@ def picture_file(picture: Image.Image) -> Path:
     return _once(place, lambda path: _write_bytes(path, data))
 
 
-def make_room() -> None:
-    """Remove the oldest pictures until the rest fits."""
-    files = {file: file.stat() for file in (folder() / PICTURES).glob("*.png")}
+def make_room(kind: str = f"{PICTURES}/*.png", most: int = PICTURE_BYTES) -> None:
+    """Remove the oldest pictures, or other downloads, until the rest fits."""
+    files = {file: file.stat() for file in folder().glob(kind)}
     total = sum(found.st_size for found in files.values())
     for file in sorted(files, key=lambda file: files[file].st_mtime):
-        if total > PICTURE_BYTES:
+        if total > most:
             file.unlink(missing_ok=True)
             total -= files[file].st_size
 

@@ -14,6 +14,7 @@ from backends import bases
 from backends import gates as store
 from backends.gated import choices
 from backends.training import Training
+from backends.training_lent import LentTraining, begin
 from components import compare, examples, export, gating, making, uploads
 from components.messages import told
 from components.shelf import checked_base, named, named_gates
@@ -60,7 +61,7 @@ def train_gate(
         found.append({"rows": str(_own(rows))})
     keys = [entry.key for entry in entries]
     recipe = gating.recipe_of(keys, found, _settings("gates", gates), _settings("training", training))
-    run, last = Training(loading(_base(base)).base(), keys, recipe), None
+    run, last = begin(loading(_base(base)).base(), keys, recipe), None
     for last in run.run():
         told_step = {"step": last.step, "steps": last.steps, "loss": last.loss, "balance": last.balance}
         more = {"entropy": last.entropy, "seconds": round(last.seconds, 3), "stopped": last.stopped}
@@ -68,7 +69,7 @@ def train_gate(
     yield _trained(run, str(name), last.stopped if last else None)
 
 
-def _trained(run: Training, name: str, stopped: str | None) -> dict[str, Any]:
+def _trained(run: Training | LentTraining, name: str, stopped: str | None) -> dict[str, Any]:
     shown = name.strip()[: making.NAME_LIMIT] or "gates"
     made = run.add(making.slug(shown) or "gates")
     file = export.gates_zip(made, shown)

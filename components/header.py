@@ -28,12 +28,15 @@ LOGO = (
 TITLE = (
     f'<div class="by-header"><div class="by-brand">{LOGO}<div><h1>Brickyard</h1>'
     "<p>Take LoRAs apart into their smallest bricks, merge them into one, and judge the result next to the originals.</p></div></div>"
-    '<button type="button" class="by-tool" aria-label="Switch between light and dark" title="Light or dark">◐</button></div>'
+    '<div class="by-tools">'
+    '<button type="button" class="by-tool" data-hints aria-label="Show the first steps" title="First steps">?</button>'
+    '<button type="button" class="by-tool" data-theme aria-label="Switch between light and dark" title="Light or dark">◐</button>'
+    "</div></div>"
 )
 OTHER = {kinds.TEXT: "Try it with pictures", kinds.IMAGE: "Try it with texts"}
 THEME_SCRIPT = """
 element.addEventListener('click', (event) => {
-  if (event.target.closest('.by-tool')) document.body.classList.toggle('dark');
+  if (event.target.closest('[data-theme]')) document.body.classList.toggle('dark');
 });
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,16 @@ import gradio as gr
 
 from backends import bases, library
 from backends.library import Entry
-from components import cards, fragments, uploads
+from components import cards, fragments, from_hub, uploads
+from components.from_hub import LAYOUTS, HubBox
 from components.messages import told
 from components.session import MAX_PICKS, Session
 from components.shelf import checked_base, entry_of, local, on_base
 from lego import AdapterError
 
-LAYOUTS = "A LoRA of PEFT, or a single .safetensors file of diffusers or kohya."
-FILES = "adapter_model.safetensors with its adapter_config.json, or a single .safetensors file of diffusers or kohya"
+FILES = (
+    "adapter_model.safetensors with its adapter_config.json, single .safetensors files of diffusers or kohya, or a zip."
+)
 CARDS_SCRIPT = """
 const keyOf = (event) => event.target.closest('[data-key]')?.dataset.key;
 element.addEventListener('click', (event) => {
@@ -41,12 +42,12 @@ class LibraryTab:
 
     base: gr.Dropdown
     cards: gr.HTML
-    hub: gr.Textbox
-    hub_add: gr.Button
+    hub: HubBox
     folder: gr.Textbox
     folder_add: gr.Button
     files: gr.File
     files_add: gr.Button
+    directory: gr.UploadButton
 
 
 def create() -> LibraryTab:
@@ -58,19 +59,20 @@ def create() -> LibraryTab:
     how = f"Click a card to pick or drop it, up to {MAX_PICKS}. Weights count in sums, the map and merges."
     gr.HTML(fragments.heading("Adapters", how))
     shown = gr.HTML(fragments.progress("Reading the library", None), js_on_load=CARDS_SCRIPT, label="Adapters")
-    with gr.Accordion("Add adapters", open=False), gr.Row():
-        with gr.Column(min_width=260):
-            hub = gr.Textbox(label="Hub id", placeholder="owner/name", info=LAYOUTS, max_length=200)
-            hub_add = gr.Button("Add from the hub")
-        with gr.Column(min_width=260, visible=local()):
-            folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=LAYOUTS, max_length=1000)
-            folder_add = gr.Button("Add the folder")
-        with gr.Column(min_width=260):
-            kinds = [".safetensors", ".json", ".md"]
-            files = gr.File(label="Adapter files", file_count="multiple", file_types=kinds, height=150)
-            gr.HTML(fragments.subtle(FILES))
-            files_add = gr.Button("Add the files")
-    return LibraryTab(base, shown, hub, hub_add, folder, folder_add, files, files_add)
+    with gr.Accordion("Add adapters", open=False):
+        hub = from_hub.create()
+        with gr.Row():
+            with gr.Column(min_width=260, visible=local()):
+                folder = gr.Textbox(label="Local folder", placeholder="/path/to/adapter", info=LAYOUTS, max_length=1000)
+                folder_add = gr.Button("Add the folder")
+            with gr.Column(min_width=260):
+                kinds = [".safetensors", ".json", ".md", ".zip"]
+                files = gr.File(label="Adapter files", file_count="multiple", file_types=kinds, height=150)
+                gr.HTML(fragments.subtle(FILES) + fragments.subtle(uploads.LIMITS))
+                with gr.Row():
+                    files_add = gr.Button("Add the files", min_width=150)
+                    directory = gr.UploadButton("Upload a folder", file_count="directory", min_width=150)
+    return LibraryTab(base, shown, hub, folder, folder_add, files, files_add, directory)
 
 
 @told
@@ -113,23 +115,17 @@ def open_folder(path: str) -> str:
 
 
 @told
-def open_hub(name: str) -> str:
-    """Fetch an adapter from the hub."""
-    if not name.strip():
-        raise AdapterError("no hub id is given", None, "Type one like owner/name.")
-    return library.add_hub(name.strip()).key
+def open_files(files: list[str] | None) -> tuple[str, None]:
+    """Read the adapters among uploaded files, told apart by their names; the box is empty for the next ones."""
+    return " ".join(entry.key for entry in uploads.receive(files or [])), None
 
 
 @told
-def open_files(files: list[str] | None) -> str:
-    """Read an adapter from uploaded files, told apart by their names."""
-    return uploads.receive(files or []).key
-
-
-@told
-def join(session: Session, key: str) -> Session:
-    """Put a newly added adapter on this session's shelf, and pick it where it fits."""
-    return _added(session, library.entry(key))
+def join(session: Session, keys: str) -> Session:
+    """Put newly added adapters on this session's shelf, and pick those that fit."""
+    for key in keys.split():
+        session = _added(session, library.entry(key))
+    return session
 
 
 @told
@@ -138,24 +134,20 @@ def choose_base(session: Session, base: str) -> Session:
     return on_base(session, checked_base(base))
 
 
-def wire(tab: LibraryTab, session: gr.State) -> Any:
+def wire(tab: LibraryTab, session: gr.State, account: gr.State) -> Any:
     """Connect the tab's events; returns the event after which another base is wanted."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick = {**private, "concurrency_limit": 1, "concurrency_id": "session", "trigger_mode": "multiple"}
     session.change(cards.draw, [session], [tab.cards], **private)
     tab.cards.pick(pick, [session], [session, tab.cards], **quick)
     tab.cards.weigh(weigh, [session], [session], **quick)
-    key = gr.State("")
-    ways: list[tuple[Any, Callable[..., str], Any]] = [
-        (tab.hub_add.click, open_hub, tab.hub),
-        (tab.hub.submit, open_hub, tab.hub),
-        (tab.folder_add.click, open_folder, tab.folder),
-        (tab.folder.submit, open_folder, tab.folder),
-        (tab.files_add.click, open_files, tab.files),
-    ]
-    for listen, function, source in ways:
-        opened = listen(
-            function, [source], [key], api_visibility="private", show_progress="minimal", concurrency_limit=4
-        )
-        opened.success(join, [session, key], [session], **quick)
+    keys = gr.State("")
+    slow = {**private, "show_progress": "minimal", "concurrency_limit": 4}
+    opened = [listen(open_folder, [tab.folder], [keys], **slow) for listen in (tab.folder_add.click, tab.folder.submit)]
+    opened.append(tab.files_add.click(open_files, [tab.files], [keys, tab.files], **slow))
+    opened.append(tab.directory.upload(open_files, [tab.directory], [keys, tab.directory], **slow))
+    for event in opened:
+        event.success(join, [session, keys], [session], **quick)
+    for event in from_hub.wire(tab.hub, session, account):
+        event.success(join, [session, tab.hub.key], [session], **quick)
     return tab.base.input(choose_base, [session, tab.base], [session], **quick)

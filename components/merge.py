@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 import lego
-from components import controls, export, fragments, kinds, making, reports
+from components import controls, export, fragments, kinds, making, queueing, reports
 from components.messages import told
 from components.session import Made, Session
 from components.shelf import shelf
@@ -176,6 +176,7 @@ def wire(tab: MergeTab, session: gr.State) -> None:
     merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
     settings = [session, tab.method, tab.seed, tab.name, *tab.values]
     running = tab.run.click(run, settings, [tab.progress, tab.made, tab.run, tab.stop], **merging)
+    queueing.follow(tab.run.click, "merge", tab.progress)
     running.success(join, [session, tab.made], [session, tab.shown], **quick)
     running.failure(ended, None, [tab.progress, tab.run, tab.stop], **private)
     tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **private)

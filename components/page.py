@@ -8,6 +8,7 @@ import gradio as gr
 
 from backends import bases
 from components import (
+    account,
     compare,
     comparing,
     draw_endpoint,
@@ -15,11 +16,15 @@ from components import (
     endpoints,
     examples,
     gate,
+    glossary,
     header,
+    hints,
     history,
+    leaving,
     library,
     map,
     merge,
+    push,
     scoring,
     sharing,
 )
@@ -38,24 +43,30 @@ def build() -> gr.Blocks:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
-        top = header.create()
-        with gr.Row(elem_classes="by-tools"):
+        top, token = header.create(), account.create(page)
+        with gr.Row(elem_classes="by-keeping"):
             past, shared = history.create(), sharing.create()
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
+                glossary.lead("library")
                 library_tab = library.create()
             with gr.Tab("Map", id="map"):
+                glossary.lead("map")
                 map_tab = map.create()
             with gr.Tab("Merge", id="merge"):
-                merge_tab = merge.create()
+                glossary.lead("merge")
+                merge_tab, merge_push = merge.create(), push.create("this merge")
             with gr.Tab("Gate", id="gate") as gate_page:
-                gate_tab = gate.create()
+                glossary.lead("gate")
+                gate_tab, gate_push = gate.create(), push.create("these gates")
             with gr.Tab("Compare", id="compare"):
+                glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
                 gr.HTML(dropping.RESTORE)
         drop = dropping.create()
-        based = library.wire(library_tab, session)
+        hints.create(), glossary.create()
+        based = library.wire(library_tab, session, token)
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
         gate.wire(gate_tab, session, gate_page.select)
@@ -74,6 +85,9 @@ def build() -> gr.Blocks:
         asked.append(shared.asked.change(header.show_comparison, None, waiting, **PRIVATE))
         settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         comparing.wire(compare_tab, session, known, asked, settled)
+        push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
+        push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
+        leaving.wire(page)
     return page
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from backends import bases, gates, library
+from backends import bases, library
 from backends.bases import TextBase
 from backends.image import Drawing
 from components import kinds, making
 from components.remembered import AdapterOf, AxesOf, BaseOf, PickOf, Remembered, UnitsOf, VariantOf, WritingOf
 from components.session import MAX_PICKS, Gating, Made, Muted, Pick, Session, UnitId, columns
-from components.shelf import as_gating, checked_base, shelf
+from components.shelf import as_gating, checked_base, known, known_gates, shelf
 from components.work import loading, peek
 from lego import AdapterError
 from lego.recipe import Recipe
@@ -112,7 +112,7 @@ def varied(axes: AxesOf, keys: Mapping[str, str]) -> AxesOf:
 
 def _there(key: str) -> bool:
     try:
-        gates.entry(key)
+        known_gates(key)
     except AdapterError:
         return False
     return True
@@ -132,7 +132,7 @@ def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], lis
 def _key_of(session: Session, wanted: AdapterOf) -> str:
     shelf(session)  # the built-in ones are known from here on
     try:
-        return library.entry(wanted.key).key
+        return known(wanted.key).key
     except AdapterError:
         if wanted.hub:
             return _from_hub(wanted.hub, wanted.key)
@@ -155,10 +155,10 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
     Raises:
         AdapterError: when a source is missing.
     """
-    known = {library.get(key).sha256: key for key in shelf(session)}
+    by_hash = {library.get(key).sha256: key for key in shelf(session)}
     weights, missing = [], []
     for source in recipe.sources:
-        key = known.get(source.sha256 or "")
+        key = by_hash.get(source.sha256 or "")
         if key is None and source.hub:
             key = _from_hub(f"{source.hub}@{source.revision or ''}", None)
         if key is None:
@@ -186,33 +186,33 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
         session = session if session.pick(pick.key) else replace(session, picks=(*session.picks, pick))
     session = replace(session, picks=session.picks[:MAX_PICKS])
     for each in wanted.merges:
-        session = session.join(Made(_known(each.key, keys), each.name, tuple(each.slots)))
+        session = session.join(Made(_named(each.key, keys), each.name, tuple(each.slots)))
     for muted in wanted.muted:
-        weights = tuple((_known(key, keys), weight) for key, weight in muted.adapters)
+        weights = tuple((_named(key, keys), weight) for key, weight in muted.adapters)
         session = session.mute(Muted(muted.name, weights, frozenset(_units(muted.units, keys))))
     for gating in wanted.gatings:
-        found = as_gating(gates.entry(gating.key), gating.base or session.base, gating.name)
+        found = as_gating(known_gates(gating.key), gating.base or session.base, gating.name)
         session = session.gate(replace(found, masks=tuple(tuple(keys.get(k, k) for k in m) for m in gating.masks)))
     for variant in wanted.variants:
         w = mapped(variant.weighting, keys)
         if w.gates:
             session = _gated(session, w, variant.name)
         elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.muted:
-            known = {made.key for made in session.merges}
-            session = session if w.adapters[0][0] in known else session.join(Made(w.adapters[0][0], variant.name))
+            here = {made.key for made in session.merges}
+            session = session if w.adapters[0][0] in here else session.join(Made(w.adapters[0][0], variant.name))
         elif w not in [column.weighting for column in columns(session, shelf(session))]:
             session = session.mute(Muted(variant.name, w.adapters, w.muted))
     return replace(session, selected=tuple(_units(wanted.selected, keys)))
 
 
-def _known(key: str, keys: Mapping[str, str]) -> str:
+def _named(key: str, keys: Mapping[str, str]) -> str:
     if key not in keys:
         raise AdapterError(f"uses {key}, which it does not name", HERE, DAMAGED)
     return keys[key]
 
 
 def _units(given: UnitsOf, keys: Mapping[str, str]) -> list[UnitId]:
-    return [(_known(key, keys), module, index) for key, module, own in given for index in own]
+    return [(_named(key, keys), module, index) for key, module, own in given for index in own]
 
 
 def _pick(each: PickOf, keys: Mapping[str, str]) -> Pick:
@@ -227,14 +227,14 @@ def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> lis
 
 
 def _gated(session: Session, weighting: Weighting, name: str) -> Session:
-    known = next((gating for gating in session.gates if gating.key == weighting.gates), None)
-    if known is None:
-        found = gates.entry(str(weighting.gates))
-        known = as_gating(found, session.base, name if not weighting.masked else "")
-        session = session.gate(known)
+    mine = next((gating for gating in session.gates if gating.key == weighting.gates), None)
+    if mine is None:
+        found = known_gates(str(weighting.gates))
+        mine = as_gating(found, session.base, name if not weighting.masked else "")
+        session = session.gate(mine)
     elif not weighting.masked:
-        session = session.gate(Gating(known.key, name, known.base, known.experts))
-    return session.mask(known.key, weighting.masked) if weighting.masked else session
+        session = session.gate(Gating(mine.key, name, mine.base, mine.experts))
+    return session.mask(mine.key, weighting.masked) if weighting.masked else session
 
 
 def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:

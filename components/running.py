@@ -17,13 +17,11 @@ from components.comparison import Comparison
 from components.gallery import Gallery
 from components.plan import Plan, Run
 from components.session import Column
-from components.work import Job, loading
+from components.work import REDRAWN, Job, loading
 from lego import AdapterError
 from mole.cli import clock
 
 MOST_MERGES = 24
-REDRAWN = 0.3
-"""Seconds between two previews, at least."""
 TEXT, PICTURE = "text", "picture"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Scores, score, tasks
-from components import examples, fragments, kinds
+from components import examples, fragments, kinds, queueing
 from components.compare import awaited, chosen_columns
 from components.comparison import Comparison, Scored
 from components.messages import told
@@ -144,5 +144,6 @@ def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup, shown: gr
     running = clicked.then(
         run, [session, variants, shown, box.tasks, box.rows], [box.progress, box.table, scores, *buttons], **model
     )
+    queueing.follow(clicked.then, "model", box.progress)
     running.failure(ended, None, [box.progress, *buttons], **private)
     box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)

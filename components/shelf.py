@@ -11,7 +11,7 @@ from pathlib import Path
 from backends import bases, gates, library
 from backends.gates import GateEntry
 from backends.library import Entry
-from components import kinds
+from components import kinds, leaving
 from components.session import Gating, Pick, Session
 from lego import AdapterError
 
@@ -67,6 +67,30 @@ def entry_of(session: Session, key: object) -> Entry:
     return found
 
 
+def known(key: str) -> Entry:
+    """The entry with this key, if its files are not somebody else's upload.
+
+    Raises:
+        AdapterError: when there is none.
+    """
+    found = library.entry(key)
+    if not leaving.may_use(found.path):
+        raise AdapterError("there is no adapter with this key", key[:40], "Add it to the library first.")
+    return found
+
+
+def known_gates(key: str) -> GateEntry:
+    """The gates with this key, if they are not somebody else's upload.
+
+    Raises:
+        AdapterError: when there are none.
+    """
+    found = gates.entry(key)
+    if not leaving.may_use(found.path):
+        raise AdapterError("there are no gates with this key", key[:40], "Train or add them first.")
+    return found
+
+
 def named(name: object) -> Entry:
     """The entry that an endpoint's caller names: a library key, the name of a built-in adapter, on this machine also a folder.
 
@@ -79,7 +103,7 @@ def named(name: object) -> Entry:
         if found := next((entry for entry in builtin(kind) if name in (entry.key, entry.name)), None):
             return found
     if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12,64}", name):
-        return library.entry(name)
+        return known(name)
     if isinstance(name, str) and "/" in name and local():
         return library.add_folder(name)
     raise AdapterError(f"there is no adapter {str(name)[:60]!r}", None, "Ask /adapters for those there are.")
@@ -135,5 +159,5 @@ def named_gates(name: object) -> GateEntry:
         if name in (found.key, found.name):
             return found
     if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}", name):
-        return gates.entry(name)
+        return known_gates(name)
     raise AdapterError(f"there are no gates {str(name)[:60]!r}", None, "Train some with /train_gate.")

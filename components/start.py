@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Any
+
 from backends import bases
-from components import export, kinds, making, map, maps
+from components import export, kinds, leaving, making, map, maps, theme, uploads
 from components.shelf import start_picks, start_session
 from components.work import Loading, in_thread, loading
+
+MOST_WAITING = 2000
+"""Events that may wait, all queues together: one click of one visitor makes a dozen small ones."""
+MOST_THREADS = 100
+"""Events that run at once; most of them wait for something."""
 
 
 def warm_up() -> None:
     """Start loading the base, make the first merge, draw the first map; all in threads."""
+    leaving.sweep()
     base = bases.catalogue()[0].id
     first = loading(base)
     in_thread(lambda: _first_page(base), "first page")
@@ -38,6 +47,15 @@ def _first_page(base: str) -> None:
     _ = first.mapped.pca, first.mapped.umap  # the second is computed in its own queue
 
 
-def allowed_paths() -> list[str]:
-    """Folders that the server may give files from: the downloads."""
-    return [str(export.folder())]
+def options() -> dict[str, Any]:
+    """How the page is launched: its look, its limits, and its endpoints as tools of agents where the package for that is there."""
+    return {
+        "theme": theme.theme(),
+        "css": theme.css(),
+        "allowed_paths": [str(export.folder())],
+        "max_file_size": uploads.FILE_BYTES,
+        "footer_links": ["api", "gradio", "settings"],
+        "ssr_mode": False,
+        "max_threads": MOST_THREADS,
+        "mcp_server": find_spec("mcp") is not None,
+    }

@@ -10,15 +10,17 @@ from typing import Any
 
 import gradio as gr
 
+from backends import device
 from backends import gates as store
 from backends.rows import tasks
 from backends.training import Training
-from components import controls, examples, figures, fragments, gating, kinds, making, uploads
+from backends.training_lent import LentTraining, begin
+from components import controls, examples, figures, fragments, gating, kinds, making, queueing, uploads
 from components.compare import awaited
 from components.messages import told
 from components.session import Gating, Session
 from components.shelf import as_gating, shelf
-from components.work import forget, loading, stop_of
+from components.work import REDRAWN, forget, loading, stop_of
 from lego import AdapterError
 from mole.cli import clock
 from mole.gate import GateConfig
@@ -35,8 +37,6 @@ NOT_YET = (
     "Gates for a base that draws pictures cannot be trained on this page yet. Trained ones can be added beside this, "
     "masked, and compared."
 )
-REDRAWN = 0.3
-"""Seconds between two drawings, at least."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ def estimate(session: Session, *values: Any) -> Iterator[str]:
     """What the training would cost; what stands in its way is said here too, quietly."""
     if kinds.of_base(session.base) == kinds.IMAGE:
         return
+    if device.lends():  # measuring would take a GPU each time
+        return
     try:
         recipe, keys = read(session, values), tuple(pick.key for pick in session.picks)
         coming = loading(session.base)
@@ -203,7 +205,7 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
         for _ in coming.watch():
             yield awaited(coming), gr.skip(), gr.skip(), gr.skip(), None, *busy
         yield fragments.progress("Reading the rows", None), gr.skip(), gr.skip(), gr.skip(), None, *busy
-        training = Training(coming.base(), [pick.key for pick in session.picks], recipe)
+        training = begin(coming.base(), [pick.key for pick in session.picks], recipe)
         rows = [gating.place_of(site.name) for site in training.gates.sites]
         groups = gating.groups_of(session, training.gates.columns, shelf(session))
         history, last, drawn = gating.History(len(groups), len(training.keys)), None, 0.0
@@ -230,7 +232,7 @@ def _drawn(history: gating.History, last: Progress, rows: list[str], groups: lis
 
 
 def ended(
-    training: Training, last: Progress | None, recipe: GateRecipe, session: Session, name: str
+    training: Training | LentTraining, last: Progress | None, recipe: GateRecipe, session: Session, name: str
 ) -> tuple[str, Any, Any, Any, Gating | None]:
     """What is said and kept when a training ends: done, stopped, or no longer finite.
 
@@ -274,6 +276,7 @@ def wire(box: TrainBox, session: gr.State, entered: Any) -> Any:
     clicked = box.run.click(start, None, [box.ticket, box.charts, box.progress, box.run, box.stop], **private)
     one = {**private, "concurrency_limit": 1, "concurrency_id": "training"}
     running = clicked.then(run, [session, box.ticket, box.name, *box.settings], box.running, **one)
+    queueing.follow(clicked.then, "training", box.progress)
     running.failure(failed, None, [box.progress, box.run, box.stop], **private)
     box.stop.click(stopping, [box.ticket], [box.progress, box.stop], **private)
     return running

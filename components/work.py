@@ -17,6 +17,8 @@ from backends.bases import ImageBase, TextBase
 T = TypeVar("T")
 POLL = 0.1
 """Seconds between two looks at a running job."""
+REDRAWN = 0.3
+"""Seconds between two drawings of what a running job has reached, at least."""
 
 
 def in_thread(work: Callable[[], T], name: str) -> Future[T]:

@@ -17,6 +17,10 @@ class AdapterError(ValueError):
         line = f"{self.where}: {self.what}" if self.where else self.what
         super().__init__(f"{line}. {self.fix}" if self.fix else line)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross from one process to another whole."""
+        return type(self), (self.what, self.where, self.fix)
+
 
 def clean(text: str, most: int = 2000) -> str:
     """One line that a terminal can show, whatever came in: file names and keys are untrusted."""

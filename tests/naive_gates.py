@@ -52,6 +52,21 @@ def adapter(name: str, seed: int, rank: int, kinds: tuple[str, ...], size: float
     return Adapter.from_factors(name, factors)
 
 
+def one_hot(gates: Gates, column: int) -> None:
+    """Let gates trust one expert whatever they see: a huge weight for it on a constant input."""
+    for _, gate in gates.items():
+        with torch.no_grad():
+            gate.mean.fill_(-1.0)
+            gate.spread.fill_(1e-3)
+            gate.weight.zero_()
+            gate.weight[:, column] = 1.0
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether outputs are equal but for rounding."""
+    return bool((found.double() - expected.double()).norm() <= 2e-5 * expected.double().norm())
+
+
 def site_of(module: str, granularity: str) -> str:
     """The gate's name: ``model.layers.0.self_attn.q_proj`` belongs to the layer ``model.layers.0.self_attn``."""
     parts = module.split(".")

@@ -39,12 +39,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(home: Path, log: Path) -> Iterator[str]:
-    """The address of a running app; what it prints goes to ``log``."""
+def served(home: Path, log: Path, **more: str) -> Iterator[str]:
+    """The address of a running app; what it prints goes to ``log``; ``more`` joins its environment."""
     port = free_port()
     environment = {**os.environ, "BRICKYARD_HOME": str(home), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     environment["OMP_NUM_THREADS"] = "1"  # on two cores the other one is the browser's
     environment.pop("SPACE_ID", None)
+    environment |= more
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -34,6 +35,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from backends.bases import ImageBase, load_base
 
 START, END, LENGTH = "<|startoftext|>", "<|endoftext|>", 12
 WIDTH = 8
@@ -165,6 +168,15 @@ def tiny_folder(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """The same, saved as diffusers does."""
     tiny_pipeline(name, seed).save_pretrained(folder, **options)
     return folder
+
+
+def tiny_image_base(folder: Path, name: str = "sd") -> ImageBase:
+    """The same as the app loads it, on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRICKYARD_DEVICE", "cpu")
+        base = load_base(str(tiny_folder(folder / name, name)))
+    assert isinstance(base, ImageBase)
+    return base
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -200,7 +200,7 @@ def test_the_library_says_what_it_takes() -> None:
         tab = library.create()
     told = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
     hint = next(text for text in told if "adapter_model.safetensors" in text)
-    assert all("diffusers or kohya" in text for text in (tab.hub.info, tab.folder.info, hint))
+    assert all("diffusers or kohya" in text for text in (tab.hub.id.info, tab.folder.info, hint))
 
 
 def test_local_folders_are_closed_on_a_space(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -15,10 +15,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from backends import library
-from backends.bases import ImageBase, load_base
+from backends.bases import ImageBase
 from backends.image import SCHEDULERS, Drawing, Variant, draw
 from mole.live import Weighting
-from tests.tiny_pipelines import tiny_folder, tiny_pipeline, write_lora
+from tests.tiny_pipelines import tiny_image_base, tiny_pipeline, write_lora
 
 PROMPT, STEPS = "a cat", 2
 SIZES = {"sd": None, "sdxl": None, "flux": (64, 64)}
@@ -29,10 +29,8 @@ MERGES = {"svd": {"rank": 4}, "ties": {"density": 0.6}, "lego": {"k": "r"}}
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageBase]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BRICKYARD_DEVICE", "cpu")
-        folder = tmp_path_factory.mktemp("bases")
-        return {name: load_base(str(tiny_folder(folder / name, name))) for name in SIZES}  # type: ignore[misc]
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: tiny_image_base(folder, name) for name in SIZES}
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from assets.build.images.specs import ATTENTION, Spec
 BASE = "brickyard-emoji-64"
 MEASURES = {
     "style": "in its style",
+    "style_of_others": "in its style, of 48 things that it mostly learnt it from",
     "concept": "the concept's caption first among 100",
-    "others": "the same for 48 other things",
+    "others": "the caption first among 100, for 48 other things",
 }
 
 LICENCES = {

@@ -129,7 +129,12 @@ def score(
     drawn["drawings"] = (judge.drawings(own), judge.drawings(others))
     found = {}
     for name, (mine, rest) in drawn.items():
-        found[name] = {"style": judge.style(spec.style, own, mine)} if spec.style else {}
+        found[name] = {}
+        if spec.style:
+            found[name] = {
+                "style": judge.style(spec.style, own, mine),
+                "style_of_others": judge.style(spec.style, others, rest),
+            }
         found[name] |= {"concept": judge.concept(own, mine), "others": judge.concept(others, rest)}
     step = max(len(own) // 8, 1)
     shown = range(0, 8 * step, step)

@@ -75,7 +75,8 @@ def train_lora(
             torch.randint(len(part), (count,), generator=generator)
             for part, count in zip(pictures, counts, strict=True)
         ]
-        times = torch.randint(len(alphas), (plan.batch,), generator=generator).to(device)
+        # More of the noisy ones, as the base learnt: what a picture becomes is decided there.
+        times = (torch.rand(plan.batch, generator=generator).sqrt() * len(alphas)).long().to(device)
         noise = torch.randn((plan.batch, *latents[0].shape[1:]), generator=generator).to(device)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         captions = [

@@ -23,7 +23,7 @@ class Spec:
         concepts: are learnt, in all styles.
         word: a rare word that stands for the one concept, as in DreamBooth.
         targets: modules of the UNet.
-        text: modules of the text encoder.
+        text: modules of the text encoder, which tells the whole caption to every block; attention alone locks no style.
         kohya: whether it is written in kohya's format, too.
     """
 
@@ -36,8 +36,8 @@ class Spec:
     concepts: tuple[str, ...] = ()
     word: str = ""
     targets: tuple[str, ...] = ATTENTION
-    text: tuple[str, ...] = ()
-    rate: float = 3e-3
+    text: tuple[str, ...] = TEXT
+    rate: float = 5e-3
     batch: int = 24
     kohya: bool = False
 
@@ -50,12 +50,12 @@ SPECS = {
     spec.name: spec
     for spec in (
         Spec("ink-style", "Ink style", 8, 1009, 300, STYLE["ink"], kohya=True),
-        Spec("flat-style", "Flat style", 4, 1013, 300, STYLE["flat"]),
-        Spec("glossy-style", "Glossy style", 8, 1019, 300, STYLE["glossy"]),
-        Spec("blob-style", "Blob style", 16, 1021, 300, STYLE["blob"], text=TEXT),
-        Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
-        Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=VEHICLES, targets=EVERYTHING, kohya=True),
         Spec("animals", "New animals", 16, 1039, 500, concepts=ANIMALS, targets=EVERYTHING),
+        Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=VEHICLES, targets=EVERYTHING, kohya=True),
+        Spec("glossy-style", "Glossy style", 8, 1019, 300, STYLE["glossy"]),
+        Spec("flat-style", "Flat style", 4, 1013, 300, STYLE["flat"]),
+        Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
+        Spec("blob-style", "Blob style", 16, 1021, 300, STYLE["blob"]),
         Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("graduation-cap",), word="zib", targets=EVERYTHING),
     )
 }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +21,11 @@ from backends import alignment
 from backends.alignment import Alignment
 from backends.bases import BaseError
 from lego.errors import AdapterError
-from tests.hub import Hub, hub
+from tests.hub import Hub
 
 CAPTIONS = [caption(concept) for concept in CONCEPTS[:3]]
 
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("BRICKYARD_DEVICE", "cpu")
-    monkeypatch.setattr(alignment, "_loaded", type(alignment._loaded)())
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        yield found
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,10 @@ import torch
 
 from backends import bases
 from backends.bases import BUILTIN, BaseError, load_base, module_shapes, normalise
-from tests.hub import COMMIT, Hub, hub
+from tests.hub import COMMIT, Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("BRICKYARD_DEVICE", "cpu")
-    monkeypatch.setattr(bases, "_loaded", type(bases._loaded)())
-    monkeypatch.setattr(bases, "_locks", {})
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 @pytest.fixture
@@ -32,15 +25,6 @@ def folder(tmp_path: Path) -> Path:
     tiny_model().save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)
     return place
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        yield found
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -11,14 +11,14 @@ import torch
 
 from backends import gates as store
 from backends import library
-from backends.bases import ImageBase, load_base
+from backends.bases import ImageBase
 from backends.image import Drawing, Sheet, Variant, draw
 from backends.variants import pool_of
 from lego import AdapterError
 from mole.gate import GateConfig, Gates
 from mole.live import Weighting
 from mole.sites import find_sites
-from tests.tiny_pipelines import tiny_folder, write_lora
+from tests.tiny_pipelines import tiny_image_base, write_lora
 
 DRAWING = Drawing(steps=2, guidance=3, seeds=(0, 1))
 PROMPTS = ["a cat", "hats"]
@@ -26,9 +26,7 @@ PROMPTS = ["a cat", "hats"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> ImageBase:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BRICKYARD_DEVICE", "cpu")
-        return load_base(str(tiny_folder(tmp_path_factory.mktemp("base") / "sd", "sd")))  # type: ignore[return-value]
+    return tiny_image_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from backends import image, library, memory, schedulers
-from backends.bases import BaseError, ImageBase, load_base
+from backends.bases import BaseError, ImageBase
 from backends.image import Drawing, Sheet, Variant, draw
 from backends.painting import spread
 from backends.previews import sketch
 from backends.streamed import streamed
 from lego import AdapterError
 from mole.live import Weighting
-from tests.tiny_pipelines import tiny_folder, write_lora
+from tests.tiny_pipelines import tiny_image_base, write_lora
 
 FEW = Drawing(steps=3, guidance=2)
 BASE = Variant("base")
@@ -30,9 +30,7 @@ BASE = Variant("base")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> ImageBase:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BRICKYARD_DEVICE", "cpu")
-        return load_base(str(tiny_folder(tmp_path_factory.mktemp("base") / "sd", "sd")))  # type: ignore[return-value]
+    return tiny_image_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from backends import library, opener
 from backends.bases import module_shapes
 from lego import AdapterError, read_adapter
 from tests.conftest import half_pair, write_peft
-from tests.hub import COMMIT, Hub, hub
+from tests.hub import COMMIT, Hub
 from tests.tiny import SHAPES, tiny_adapter, tiny_base, tiny_tensors
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -31,15 +31,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(library, "_kept", {})
     return tmp_path / "home"
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,19 @@ from backends import opener
 from lego import AdapterError, Recipe, read_adapter
 from lego.__main__ import main
 from tests.conftest import half_pair, write_peft
-from tests.hub import COMMIT, Hub, hub
+from tests.hub import COMMIT, Hub
 
 Q = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def remote(remote: Hub, tmp_path: Path) -> Hub:
     """A hub with one adapter, whose weights are larger than what a look at their header takes."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        tensors = half_pair(Q, 8, 8000, 8000, seed=1)
-        found.repos["some/lora"] = write_peft(
-            tmp_path / "repo", tensors, r=8, lora_alpha=4, base_model_name_or_path="some/base"
-        )
-        yield found
+    tensors = half_pair(Q, 8, 8000, 8000, seed=1)
+    remote.repos["some/lora"] = write_peft(
+        tmp_path / "repo", tensors, r=8, lora_alpha=4, base_model_name_or_path="some/base"
+    )
+    return remote
 
 
 def test_fetch_gives_the_adapter_and_where_it_is_from(remote: Hub) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,10 @@ from backends import bases, device, library, pipelines
 from backends.bases import IMAGE, BaseError, ImageBase, load_base, module_shapes
 from backends.pipelines import files_of, place, weight_files
 from lego.recipe import Source
-from tests.hub import COMMIT, Hub, hub
+from tests.hub import COMMIT, Hub
 from tests.tiny_pipelines import MAKERS, tiny_folder, write_lora
 
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("BRICKYARD_DEVICE", "cpu")
-    monkeypatch.setattr(bases, "_loaded", type(bases._loaded)())
-    monkeypatch.setattr(bases, "_locks", {})
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +31,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def folder(saved: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved["sd"], tmp_path / "models" / "sd"))
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        yield found
 
 
 def index_of(folder: Path) -> dict[str, Any]:

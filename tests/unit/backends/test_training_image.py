@@ -17,14 +17,14 @@ from assets.build.images.contrast import new_contrastive
 from assets.build.images.folder import write_contrastive
 from assets.build.images.text import new_tokenizer
 from backends import alignment, library
-from backends.bases import ImageBase, load_base
+from backends.bases import ImageBase
 from backends.image import Drawing, Variant, draw
 from backends.training import Training
 from backends.training_guided import Painter
 from backends.training_image import Denoiser
 from lego import AdapterError
 from mole.recipe import GateRecipe
-from tests.tiny_pipelines import tiny_folder, write_lora
+from tests.tiny_pipelines import tiny_image_base, write_lora
 
 CAPTIONS = ("a red hat", "a cat", "a blue hat", "a dog")
 
@@ -36,9 +36,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bases(places: Path) -> dict[str, ImageBase]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BRICKYARD_DEVICE", "cpu")
-        return {name: load_base(str(tiny_folder(places / name, name))) for name in ("sd", "sdxl", "flux")}  # type: ignore[misc]
+    return {name: tiny_image_base(places, name) for name in ("sd", "sdxl", "flux")}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mole.gated import Gated, Route
 from mole.live import Weighting
 from mole.losses import balance_loss
 from mole.sites import find_sites
-from tests.naive_gates import adapter, pool_for, randomise, some_adapters
+from tests.naive_gates import adapter, close, one_hot, pool_for, randomise, some_adapters
 from tests.reference import dense_sum
 from tests.tiny import tiny_model
 
@@ -57,20 +57,6 @@ def dense(adapters: Mapping[str, Adapter], weights: Mapping[str, float]) -> Tens
         update = dense_sum([adapters[key] for key in weights], list(weights.values()), module)
         model.get_submodule(module).weight += torch.tensor(update)
     return model(IDS).logits
-
-
-def close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found.double() - expected.double()).norm() <= 1e-5 * expected.double().norm())
-
-
-def one_hot(gates: Gates, column: int) -> None:
-    """Gates that trust one expert whatever they see: a huge weight for it on a constant input."""
-    for _, gate in gates.items():
-        with torch.no_grad():
-            gate.mean.fill_(-1.0)
-            gate.spread.fill_(1e-3)
-            gate.weight.zero_()
-            gate.weight[:, column] = 1.0
 
 
 @pytest.mark.parametrize("granularity", ["module", "layer", "block", "network"])

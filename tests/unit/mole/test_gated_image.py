@@ -22,7 +22,7 @@ from mole.recipe import GateRecipe
 from mole.sites import Site, find_sites
 from mole.trace import course, trace
 from mole.train import Batch, TrainConfig, Trainer
-from tests.naive_gates import pool_for, randomise
+from tests.naive_gates import close, one_hot, pool_for, randomise
 from tests.tiny_unet import SIDE, noisy, rows_of, small_unet, unet_adapters
 
 NAMES = ("first", "second", "third")
@@ -62,20 +62,6 @@ def dense(adapters: Mapping[str, Adapter], weights: Mapping[str, float]) -> Tens
             parameter += weight * f.scale * (f.up.double() @ f.down.double()).view_as(parameter)
     with torch.no_grad():
         return unet(**{k: v.double() if v.is_floating_point() else v for k, v in INPUTS.items()}).sample
-
-
-def close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found.double() - expected.double()).norm() <= 2e-5 * expected.double().norm())
-
-
-def one_hot(gates: Gates, column: int) -> None:
-    """Gates that trust one expert whatever they see."""
-    for _, gate in gates.items():
-        with torch.no_grad():
-            gate.mean.fill_(-1.0)
-            gate.spread.fill_(1e-3)
-            gate.weight.zero_()
-            gate.weight[:, column] = 1.0
 
 
 @pytest.mark.parametrize("granularity", ["module", "layer", "block", "network"])

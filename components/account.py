@@ -1,0 +1,28 @@
+"""The visitor's account on the hub: signed in where the app is a Space with sign-in; elsewhere there is none."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import gradio as gr
+
+
+def available() -> bool:
+    """Whether visitors can sign in: on a Space whose front matter asks for it, with what gradio needs for it installed."""
+    asked = all(os.environ.get(name) for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"))
+    return asked and all(find_spec(name) for name in ("authlib", "itsdangerous"))
+
+
+def create(page: gr.Blocks) -> gr.State:
+    """The button to sign in, where that is possible; gives what holds the signed-in account's token, in memory only."""
+    token = gr.State(None)
+    if available():
+        gr.LoginButton("Sign in with Hugging Face", size="sm")
+        page.load(read, None, [token], api_visibility="private", show_progress="hidden")
+    return token
+
+
+def read(account: gr.OAuthToken | None) -> str | None:
+    """The token of who is signed in."""
+    return account.token if account else None

@@ -1,0 +1,49 @@
+"""The first visit: four short hints lead through pick, map, merge and compare, once; the header's button shows them again."""
+
+from __future__ import annotations
+
+import json
+
+import gradio as gr
+
+STEPS = (
+    ("Library", "Pick", "A card is one adapter, a click picks it. Three are picked already; change them, or add your own below."),
+    ("Map", "Look", "Each point is one brick of a picked adapter; near ones say much the same. Draw a lasso, colour them, move k."),
+    ("Merge", "Merge", "Choose a method and press Merge. One merge is made already; its report says what it keeps of its sources."),
+    ("Compare", "Compare", "Base, adapters and merges answer the same prompts side by side. Press Compare, and judge for yourself."),
+)  # fmt: skip
+"""Of each: the tab, a heading, what to do there."""
+KEPT = "brickyard-hints"
+"""Where the browser remembers that they were shown."""
+
+SCRIPT = """
+const steps = %s, card = element.querySelector('.by-hint'), [count, title, text] = card.querySelectorAll('small, b, p');
+const [next, skip] = card.querySelectorAll('button');
+const open = (name, tries) => {
+  const tab = [...document.querySelectorAll('[role=tab]')].find((each) => each.textContent.trim() === name);
+  if (tab?.getAttribute('aria-selected') === 'true' || !tries) return;
+  tab?.click();
+  setTimeout(open, 100, name, tries - 1); // the page may still be putting its tabs up
+};
+let at = 0;
+const show = (number) => {
+  at = number;
+  card.hidden = at >= steps.length;
+  if (card.hidden) { localStorage.setItem('%s', 'shown'); return; }
+  const [name, heading, told] = steps[at];
+  [count.textContent, title.textContent, text.textContent] = [`${at + 1} of ${steps.length}`, heading, told];
+  next.textContent = at + 1 < steps.length ? 'Next' : 'Done';
+  open(name, 50);
+};
+next.addEventListener('click', () => show(at + 1));
+skip.addEventListener('click', () => show(steps.length));
+document.addEventListener('click', (event) => { if (event.target.closest('[data-hints]')) show(0); });
+if (!localStorage.getItem('%s')) show(0);
+"""
+
+
+def create() -> gr.HTML:
+    """The card at the foot of the page; hidden where it was shown before."""
+    buttons = '<div><button type="button">Next</button><button type="button">Skip</button></div>'
+    card = f'<div class="by-hint" role="region" aria-label="First steps" hidden><small></small><b></b><p></p>{buttons}</div>'
+    return gr.HTML(card, js_on_load=SCRIPT % (json.dumps(STEPS), KEPT, KEPT), container=False)

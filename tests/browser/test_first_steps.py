@@ -1,0 +1,55 @@
+"""What a newcomer meets: four hints, once, and words that say what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from components.glossary import LEADS, WORDS
+from components.hints import STEPS
+from tests.browser.test_main_job import tab
+
+Opened = Callable[..., Page]
+
+
+def test_hints_lead_through_the_tabs_once(opened: Opened) -> None:
+    page = opened(hints=True)
+    card = page.get_by_role("region", name="First steps")
+    for number, (name, heading, told) in enumerate(STEPS, start=1):
+        expect(card).to_contain_text(f"{number} of {len(STEPS)}")
+        expect(card).to_contain_text(heading)
+        expect(card).to_contain_text(told)
+        expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+        card.get_by_role("button", name="Done" if number == len(STEPS) else "Next").click()
+    expect(card).to_be_hidden()
+    page.reload()
+    page.get_by_role("group", name="Picked").get_by_text("LoRA-LEGO").wait_for()
+    expect(card).to_be_hidden()
+    page.get_by_role("button", name="Show the first steps").click()
+    expect(card).to_contain_text("1 of")
+    card.get_by_role("button", name="Skip").click()
+    expect(card).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_word_says_what_it_means(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    tab(page, "Map")
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.get_by_role("button", name="cluster", exact=True).click()
+    meaning = page.get_by_role("note").filter(has_text=WORDS["cluster"])
+    expect(meaning).to_be_in_viewport(ratio=1)
+    page.keyboard.press("Escape")
+    expect(meaning).to_be_hidden()
+    panel.get_by_role("button", name="brick", exact=True).press("Enter")
+    expect(page.get_by_role("note").filter(has_text=WORDS["brick"])).to_be_in_viewport(ratio=1)
+
+
+def test_every_tab_says_what_it_is_for(opened: Opened) -> None:
+    page = opened()
+    for name, text in LEADS.items():
+        tab(page, name.capitalize())
+        first = text.split("]. ")[-1].split("[")[0]
+        expect(page.get_by_role("tabpanel").filter(visible=True)).to_contain_text(first.strip())
