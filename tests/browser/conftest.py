@@ -95,7 +95,8 @@ def opened(browser: Browser, url: str, watch: Watch) -> Iterator[Any]:
         context.set_default_timeout(180_000)
         page = watch.attach(context.new_page())
         page.goto(address)
-        page.locator("#unit-map .point").first.wait_for(state="attached" if hints else "visible")
+        if address == url:  # others lead to another tab
+            page.locator("#unit-map .point").first.wait_for(state="attached" if hints else "visible")
         page.get_by_role("group", name="Picked").get_by_text("LoRA-LEGO").wait_for()
         return page
 
