@@ -90,11 +90,12 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
         steps = running.texts(session.base, planned, wanted)
     found: Found = None
     for line, found in steps:
-        judged = found if form.blind else gr.skip()
-        shown = redraw(found, against, ballot, form.scores, running=True)
+        # What is judged blind may be revealed meanwhile: the grid is then drawn by that, and once more after the end.
+        shown, judged = redraw(found, against, ballot, form.scores, running=True), gr.skip()
+        if ballot:
+            shown, judged = gr.skip(), found
         yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
-    shown = redraw(found, against, ballot, form.scores)
-    yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=False)
+    yield line, gr.skip(), found, *(gr.skip(),) * 4, *_buttons(busy=False)
 
 
 def marked(planned: Plan, against: str) -> str:
@@ -225,6 +226,7 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for one in runs:
+        one.success(redraw, seen, [tab.grid], **PRIVATE)
         one.success(exports, given, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
         one.failure(ended, seen, after, **PRIVATE)
