@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import drawing, endpoints, export, kinds
+from components import drawing, endpoints, export, kinds, plan, remembered, running
 from components.gallery import Gallery
 from components.messages import told
 from components.shelf import builtin_base, checked_base
@@ -60,12 +60,12 @@ def draw_pictures(
     base_id = checked_base(base) if base else builtin_base(kinds.IMAGE)
     if loading(base_id).base().info.kind != kinds.IMAGE:
         raise AdapterError("writes texts", base_id, "Call /compare, or name a base that draws.")
-    *_, (_, found) = drawing.run(base_id, columns, prompts, wanted, str(judge))
+    *_, (_, found) = running.pictures(base_id, plan.side_by_side(columns, prompts, wanted.seeds), wanted, str(judge))
     return _told(found, bool(recipe))
 
 
 def _told(found: Gallery, recipe: bool) -> dict[str, Any]:
-    sheet, archive = export.gallery_files(found, () if recipe else None)
+    sheet, archive = export.gallery_files(found, remembered.of_gallery(found) if recipe else None)
     facts = {"base": found.base, **dict(found.settings), "prompts": list(found.prompts), "seeds": list(found.seeds)}
     return {
         **facts,

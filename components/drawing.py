@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from time import monotonic
 from typing import Any
 
 import gradio as gr
 
 from backends.bases import ImageBase
-from backends.image import SCHEDULERS, Drawing, Sheet, draw
-from components import aligning, export, fragments, gallery, pictures
+from backends.image import SCHEDULERS, Drawing, Sheet
+from components import aligning, export, gallery, pictures
 from components.gallery import Gallery
-from components.session import Column
-from components.work import REDRAWN, loading, peek
+from components.work import loading, peek
 from lego import AdapterError
-from mole.cli import clock
 
 MOST_PICTURES, MOST_SEEDS, MOST_STEPS, MOST_SIDE, MOST_GUIDANCE = 96, 16, 150, 2048, 20
 OWN = "the pipeline's own"
-RESTORE = (
-    '<p class="by-subtle">A picture that was downloaded here brings its comparison back: drop it anywhere on the page, or '
-    '<label class="by-link">choose it<input type="file" data-restore accept="image/png" aria-label="Picture to restore"></label>.</p>'
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,6 @@ def create() -> DrawBox:
                 info="A contrastive model: also a CLIP's hub id or folder, such as openai/clip-vit-base-patch32.",
                 allow_custom_value=True,
             )
-        gr.HTML(RESTORE)
     return DrawBox(panel, steps, guidance, seeds, scheduler, negative, size, judge, gr.State(None))
 
 
@@ -201,46 +193,21 @@ def settings_of(chosen: Drawing) -> dict[str, Any]:
     return {**named, "negative": chosen.negative, "size": size}
 
 
-def filled(found: Gallery, sheet: Sheet) -> Gallery:
-    """The comparison with what has come so far: previews, or the finished pictures as files."""
-    facts = {"step": sheet.step, "steps": sheet.steps, "finished": sheet.finished, "seconds": sheet.seconds}
+def filled(found: Gallery, sheet: Sheet, columns: Sequence[int] | None = None) -> Gallery:
+    """The comparison with what has come so far, of all variants or of some: previews, or the finished pictures as files."""
+    columns = range(len(found.names)) if columns is None else columns
     if sheet.finished:
         export.make_room()
-        files = _each(sheet.pictures, lambda picture: str(export.picture_file(picture)))
-        return replace(found, **facts, shots=files, files=files)
-    return replace(found, **facts, shots=_each(sheet.pictures, pictures.preview))
+        come = _each(sheet.pictures, lambda picture: str(export.picture_file(picture)))
+    else:
+        come = _each(sheet.pictures, pictures.preview)
+    by_column = dict(zip(columns, come, strict=True))
+    shots = tuple(by_column.get(v, old) for v, old in enumerate(found.shots))
+    done = sheet.finished and len(by_column) == len(shots)
+    facts = {"step": sheet.step, "steps": sheet.steps, "finished": done, "seconds": sheet.seconds}
+    return replace(found, **facts, shots=shots, files=shots if done else ())
 
 
 def _each(table: Sequence[Sequence[Sequence[Any]]], what: Any) -> gallery.Table:
     """The same table with something done to every picture that is there."""
     return tuple(tuple(tuple("" if cell is None else what(cell) for cell in row) for row in rows) for rows in table)
-
-
-def reached(found: Gallery) -> str:
-    """How far the drawing is, and when it will be done."""
-    text = f"step {found.step} of {found.steps}"
-    if found.step > 1:
-        text += f", about {clock(found.seconds / found.step * (found.steps - found.step))} left"
-    return fragments.progress(text, found.step / max(1, found.steps))
-
-
-def run(
-    base: str, chosen: list[Column], prompts: list[str], wanted: Drawing, judge: str
-) -> Iterator[tuple[str, Gallery]]:
-    """Draw every chosen variant, in one batch where memory allows: a line that says how far, and the pictures so far."""
-    check_count(len(chosen), len(prompts), len(wanted.seeds))
-    loaded = loading(base).base()
-    if own_guidance(base) is None:
-        wanted = replace(wanted, guidance=None)
-    found, shown = gallery.begin(base, chosen, prompts, wanted.seeds, settings_of(wanted)), 0.0
-    yield fragments.progress(f"{len(chosen) * len(prompts) * len(wanted.seeds)} pictures", None), found
-    for sheet in draw(loaded, [column.variant for column in chosen], prompts, wanted):
-        if sheet.finished or monotonic() - shown > REDRAWN:
-            shown, found = monotonic(), filled(found, sheet)
-            yield reached(found), found
-    counts = zip((chosen, prompts, wanted.seeds), ("variant", "prompt", "seed"), strict=True)
-    told = " × ".join(f"{len(each)} {name}{'s' if len(each) > 1 else ''}" for each, name in counts)
-    if found.finished and judge != aligning.NONE:
-        yield fragments.progress("Measuring alignment", None), found
-        found = replace(found, scores=aligning.scores(found, judge))
-    yield fragments.subtle(f"{told} in {clock(found.seconds)}"), found

@@ -1,4 +1,4 @@
-"""Dropping a picture onto the page: the comparison that it carries comes back, and is drawn again."""
+"""Dropping a file of this page onto it: the session that it carries comes back, and is compared again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from components import compare, drawing, fragments, restore, sheet
+from components import opening, sharing
 from components.compare import CompareTab
 from components.messages import told
-from components.remembered import Remembered
-from components.session import Session, columns
-from components.shelf import shelf
-from components.work import loading
+from components.session import Session
 from lego import AdapterError
 
+KINDS = ".png,.yaml,.yml,.json,.html"
+RESTORE = (
+    '<p class="by-subtle">A file that was downloaded here brings its session back: drop it anywhere on the page, or '
+    f'<label class="by-link">choose it<input type="file" data-restore accept="{KINDS}" aria-label="File to restore"></label>.</p>'
+)
 SCRIPT = """
 const files = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
 const zones = 'input[type=file], .upload-container, [data-testid$=upload]';
@@ -48,7 +50,8 @@ document.addEventListener('change', (event) => {
 def create() -> gr.HTML:
     """What listens on the whole page."""
     return gr.HTML(
-        '<span class="by-drop-hint">Drop a picture from here to restore its comparison</span>', js_on_load=SCRIPT
+        '<span class="by-drop-hint">Drop a file that was downloaded here to restore its session</span>',
+        js_on_load=SCRIPT,
     )
 
 
@@ -61,40 +64,20 @@ def uploaded(path: Any) -> Path:
     folder = Path(get_upload_folder()).resolve()
     file = Path(path).resolve() if isinstance(path, str) else folder
     if not file.is_relative_to(folder) or not file.is_file():
-        raise AdapterError("this file was not uploaded", None, "Drop the picture again.")
+        raise AdapterError("this file was not uploaded", None, "Drop the file again.")
     return file
 
 
 @told
 def restored(session: Session, event: gr.EventData) -> Iterator[tuple]:
-    """Bring back the comparison that a dropped picture carries; what is missing for it is told."""
-    file = uploaded(event.path)
-    wanted = Remembered.check(sheet.recipe_in(file), file.name)
-    base = restore.base_of(wanted.base)
-    coming = loading(base)
-    for _ in coming.watch():
-        yield compare.awaited(coming), *(gr.skip(),) * 12
-    coming.base()
-    yield fragments.progress("Looking for its adapters", None), *(gr.skip(),) * 12
-    found = restore.restore(session, wanted, base)
-    for note in found.notes:
-        gr.Warning(note)
-    every = columns(found.session, shelf(found.session))
-    variants = gr.CheckboxGroup([(column.name, column.id) for column in every], value=list(found.chosen))
-    shown = "\n".join(prompt.replace("\n", "\\n") for prompt in found.prompts)
-    known = [column.id for column in every]
-    yield "", found.session, base, variants, known, shown, base, *drawing.shown(found.drawing)
-
-
-def cleared() -> str:
-    """No line of progress after an error."""
-    return ""
+    """Bring back the session that a dropped file carries; what is missing for it is told."""
+    yield from sharing.bring_back(session, opening.recipe_in(uploaded(event.path)))
 
 
 def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> Any:
     """Connect the drop; gives the event after whose success the comparison is to be drawn."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    outputs = [tab.progress, session, base, tab.variants, known, tab.prompts, tab.draw.suited, *tab.draw.settings[:-1]]
+    outputs = sharing.outputs(tab, session, known, base)
     dropped = drop.restore(restored, [session], outputs, concurrency_limit=4, concurrency_id="restore", **private)
-    dropped.failure(cleared, None, [tab.progress], **private)
+    dropped.failure(sharing.cleared, None, [tab.progress], **private)
     return dropped

@@ -19,10 +19,11 @@ from components import comparison, sheet
 from components.comparison import Comparison
 from components.gallery import Gallery
 from components.making import slug
-from components.remembered import remember
-from components.session import Pick
+from components.opening import embedded
+from components.remembered import Remembered
 from components.theme import css
 from components.uploads import GATE_FILES
+from components.votes import Vote, to_csv
 from lego.formats import peft
 from lego.formats.opening import inside
 from lego.write import RECIPE, REPORT
@@ -104,13 +105,33 @@ def gates_files(found: GateEntry) -> list[Path]:
     return [file for file in (inside(found.path, part) for part in GATE_FILES) if file.is_file()]
 
 
-def comparison_files(found: Comparison) -> tuple[Path, Path]:
-    """The comparison as JSON and as a standalone page."""
-    text = comparison.to_json(found)
+def comparison_files(found: Comparison, recipe: Remembered | None = None) -> tuple[Path, Path]:
+    """The comparison as JSON and as a standalone page, both with the recipe of its session where one is given."""
+    text = comparison.to_json(found, recipe and recipe.model_dump(mode="json", exclude_none=True))
     place = folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
-    page = comparison.to_html(found, css())
+    page = comparison.to_html(found, css(), embedded(recipe) if recipe else "")
     as_json = _once(place / "comparison.json", lambda path: _write(path, text))
     return as_json, _once(place / "comparison.html", lambda path: _write(path, page))
+
+
+def report_file(page: str) -> Path:
+    """A report as a page of its own."""
+    place = folder() / hashlib.sha256(page.encode()).hexdigest()[:32]
+    return _once(place / "report.html", lambda path: _write(path, page))
+
+
+def session_file(recipe: Remembered) -> Path:
+    """A session's recipe as YAML."""
+    text = recipe.to_yaml()
+    place = folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return _once(place / "session.yaml", lambda path: _write(path, text))
+
+
+def votes_file(cast: Sequence[Vote]) -> Path:
+    """The votes as CSV."""
+    text = to_csv(cast)
+    place = folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return _once(place / "votes.csv", lambda path: _write(path, text))
 
 
 def picture_file(picture: Image.Image) -> Path:
@@ -132,14 +153,14 @@ def make_room(kind: str = f"{PICTURES}/*.png", most: int = PICTURE_BYTES) -> Non
             total -= files[file].st_size
 
 
-def gallery_files(found: Gallery, picks: Sequence[Pick] | None) -> tuple[Path, Path]:
+def gallery_files(found: Gallery, remembered: Remembered | None) -> tuple[Path, Path]:
     """A finished comparison of pictures: one sheet with captions, and a zip of the single pictures.
 
     Args:
         found: with its files.
-        picks: of the session, when the files are to carry the recipe of the comparison; else None.
+        remembered: the recipe of its session, when the files are to carry it; else None.
     """
-    recipe = None if picks is None else remember(found, picks).model_dump(mode="json", exclude_none=True)
+    recipe = remembered and remembered.model_dump(mode="json", exclude_none=True)
     text = json.dumps([found.files, found.names, found.prompts, found.seeds, recipe])
     place = folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
     drawn = [[[Image.open(file) for file in row] for row in rows] for rows in found.files]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from components.comparison import Own
+from components.layout import Layout
 from components.session import Column
 from mole.pool import Weighting
 
@@ -51,6 +53,8 @@ class Gallery:
         step, steps: how far the drawing is.
         finished: whether it came to its end.
         seconds: since the start.
+        own: settings of each variant that differ from the others'; empty where none do.
+        layout: how the variants lie in a grid of axes; None where they stand side by side.
     """
 
     base: str
@@ -68,6 +72,8 @@ class Gallery:
     steps: int = 0
     finished: bool = False
     seconds: float = 0.0
+    own: Own = ()
+    layout: Layout | None = None
 
     def places(self) -> Iterator[Place]:
         """Every picture, prompt by prompt, seed by seed, the variants beside each other."""
@@ -85,7 +91,13 @@ class Gallery:
 
 
 def begin(
-    base: str, columns: list[Column], prompts: list[str], seeds: tuple[int, ...], settings: dict[str, Any]
+    base: str,
+    columns: Sequence[Column],
+    prompts: Sequence[str],
+    seeds: tuple[int, ...],
+    settings: dict[str, Any],
+    own: Own = (),
+    layout: Layout | None = None,
 ) -> Gallery:
     """A comparison before its first step."""
     return Gallery(
@@ -98,4 +110,6 @@ def begin(
         seeds=seeds,
         settings=tuple(settings.items()),
         shots=tuple(tuple(("",) * len(seeds) for _ in prompts) for _ in columns),
+        own=own,
+        layout=layout,
     )

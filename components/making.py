@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from time import monotonic
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 import lego
 from backends import library
 from backends.library import Entry
+from components import paces
 from components.session import Made
 from lego import AdapterError, MergeReport
 from lego.edit import Edit, edited
@@ -43,8 +45,9 @@ def make(
     Raises:
         AdapterError: when the sources or parameters cannot be used together.
     """
-    return library.merge(
-        [edited(library.get(key), (edits or {}).get(key, ())) for key, _ in weights],
+    sources, start = [edited(library.get(key), (edits or {}).get(key, ())) for key, _ in weights], monotonic()
+    entry = library.merge(
+        sources,
         slug(name) or slug(title_of(method, parameters)),
         method=method,
         weights=[weight for _, weight in weights],
@@ -53,6 +56,8 @@ def make(
         dtype=dtype,
         **parameters,
     )
+    paces.note(paces.MERGED, "", sum(source.parameters for source in sources), monotonic() - start)
+    return entry
 
 
 def title_of(method: str, parameters: dict[str, Any]) -> str:

@@ -187,10 +187,10 @@ def first(session: Session) -> Made:
     return making.first(session.weights, tuple(pick.slot for pick in session.picks))
 
 
-def wire_first(tab: MergeTab, opened: Any, session: gr.State) -> None:
-    """Let the first merge join once the page is open."""
+def wire_first(tab: MergeTab, opened: Any, session: gr.State) -> Any:
+    """Let the first merge join once the page is open; gives the event after which it has."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     ready = opened.then(told(first), [session], [tab.made], concurrency_limit=None, **private)
-    ready.success(
+    return ready.success(
         join, [session, tab.made], [session, tab.shown], concurrency_limit=1, concurrency_id="session", **private
     )

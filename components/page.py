@@ -10,6 +10,7 @@ from backends import bases
 from components import (
     account,
     compare,
+    comparing,
     draw_endpoint,
     dropping,
     endpoints,
@@ -18,6 +19,7 @@ from components import (
     glossary,
     header,
     hints,
+    history,
     leaving,
     library,
     map,
@@ -25,6 +27,7 @@ from components import (
     pictures,
     push,
     scoring,
+    sharing,
 )
 from components.session import Session
 from components.shelf import start_session
@@ -42,6 +45,8 @@ def build() -> gr.Blocks:
         draw_endpoint.register()
         session, known = gr.State(None), gr.State(None)
         top, token = header.create(), account.create(page)
+        with gr.Row(elem_classes="by-keeping"):
+            past, shared = history.create(), sharing.create()
         with gr.Tabs(selected="map") as tabs:
             with gr.Tab("Library", id="library"):
                 glossary.lead("library")
@@ -59,6 +64,7 @@ def build() -> gr.Blocks:
                 glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
+                gr.HTML(dropping.RESTORE)
         drop = dropping.create()
         hints.create(), glossary.create()
         gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
@@ -71,19 +77,23 @@ def build() -> gr.Blocks:
         restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
         asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
         asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]
-        scoring.wire(score_box, session, compare_tab.variants)
-        opened = page.load(open_page, None, [session, compare_tab.prompts], **PRIVATE)
-        settled = header.wire(top, session, [opened, based, switched, restored], library_tab.cards)
+        scoring.wire(score_box, session, compare_tab.variants, compare_tab.found, compare_tab.scores)
+        started = [session, compare_tab.prompts, shared.address]
+        opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
+        ready = merge.wire_first(merge_tab, opened, session)
+        moved = history.wire(past, session, library_tab.base, ready, SESSION)
+        brought = sharing.wire(shared, compare_tab, session, known, library_tab.base, ready)
+        asked.append(shared.asked.change(header.show_comparison, None, waiting, **PRIVATE))
+        settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         gate.wire(gate_tab, session, gate_page.select, settled)
-        compare.wire(compare_tab, session, known, asked, settled)
-        merge.wire_first(merge_tab, opened, session)
+        comparing.wire(compare_tab, session, known, asked, settled)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
     return page
 
 
-def open_page() -> tuple[Session, str]:
-    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them."""
+def open_page(address: str) -> tuple[Session, str, str]:
+    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them; the address waits its turn."""
     session = start_session(bases.catalogue()[0].id)
-    return session, examples.first(session)
+    return session, examples.first(session), address

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from components import fragments
 from components.gallery import Gallery, Place, Score
+from components.layout import PROMPT, SEED, VARIANT, Layout
 
 PREVIEW = 160
 """Pixels of a preview's longer side: pictures on their way are sent again after every step."""
@@ -60,15 +63,45 @@ def address(file: str) -> str:
     return f"gradio_api/file={quote(file)}"
 
 
-def draw(found: Gallery, running: bool = False) -> str:
-    """All pictures: a row for every prompt and seed, one cell a variant; on narrow screens a row wraps."""
-    rows: dict[tuple[int, int], list[str]] = {}
-    for at in found.places():
-        rows.setdefault((at.prompt, at.seed), []).append(_cell(found, at, running))
-    many = len(found.names)
-    body = "".join(f'<div class="by-shots" style="--n:{many}">{"".join(cells)}</div>' for cells in rows.values())
+def draw(found: Gallery, running: bool = False, source: Mapping[str, str] | None = None) -> str:
+    """All pictures: a row for every prompt and seed, one cell a variant; on narrow screens a row wraps.
+
+    Args:
+        found: the pictures.
+        running: whether more is to come.
+        source: the data address of every file, for a page that stands alone; otherwise the server gives the files.
+    """
+    if source is not None:
+        shots = tuple(tuple(tuple(source[file] for file in row) for row in rows) for rows in found.files)
+        found = replace(found, shots=shots)
+    if found.layout is None:
+        rows: dict[tuple[int, int], list[Place]] = {}
+        for at in found.places():
+            rows.setdefault((at.prompt, at.seed), []).append(at)
+        body = "".join(_row(found, places, running) for places in rows.values())
+    else:
+        body = "".join(_line(found, found.layout, j, running) for j in range(found.layout.height))
     legend = fragments.subtle(MEASURES) if found.scores else ""
     return f'<div class="by-gallery" role="group" aria-label="Pictures">{body}{legend}</div>'
+
+
+def _row(found: Gallery, places: Sequence[Place], running: bool) -> str:
+    cells = "".join(_cell(found, at, running) for at in places)
+    return f'<div class="by-shots" style="--n:{len(places)}">{cells}</div>'
+
+
+def _line(found: Gallery, layout: Layout, j: int, running: bool) -> str:
+    """The pictures of one row of a grid of axes under its heading, a line for every prompt and seed that no axis is."""
+    cells = [layout.place(i, j) for i in range(len(layout.x.values))]
+    prompts = range(1 if PROMPT in cells[0] else len(found.prompts))
+    seeds = range(1 if SEED in cells[0] else len(found.seeds))
+    rows = [
+        _row(found, [Place(at[VARIANT], at.get(PROMPT, p), at.get(SEED, s)) for at in cells], running)
+        for p in prompts
+        for s in seeds
+    ]
+    heading = f'<h3 class="by-axis">{escape(layout.y.values[j])}</h3>' if layout.y else ""
+    return heading + "".join(rows)
 
 
 def _cell(found: Gallery, at: Place, running: bool) -> str:

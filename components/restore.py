@@ -1,4 +1,4 @@
-"""A comparison from a picture that carries its recipe: everything it names found again, or told exactly what is missing."""
+"""A session from a file or an address that carries its recipe: everything it names found again, or told exactly what is missing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from backends import bases, library
 from backends.bases import TextBase
 from backends.image import Drawing
 from components import kinds, making
-from components.remembered import AdapterOf, BaseOf, PickOf, Remembered, VariantOf
-from components.session import MAX_PICKS, Edited, Gating, Made, Pick, Session, columns
+from components.remembered import AdapterOf, AxesOf, BaseOf, PickOf, Remembered, VariantOf, WritingOf, unit_set
+from components.session import MAX_PICKS, Edited, Gating, Made, Named, Pick, Session, columns
 from components.shelf import as_gating, checked_base, known, known_gates, shelf
 from components.work import loading, peek
 from lego import AdapterError
@@ -21,18 +21,22 @@ from lego.recipe import Recipe
 from lego.unitset import UnitId, UnitSet
 from mole.pool import Weighting
 
-DAMAGED = "The picture's recipe is damaged, or was made by another version."
+DAMAGED = "Its recipe is damaged, or was made by another version."
+HERE = "This recipe"
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a picture brought back.
+    """What a recipe brought back.
 
     Attributes:
         session: with its base, adapters, merges, edited variants and gates.
         chosen: ids of the variants that were compared.
         prompts: as they were given.
-        drawing: how they were drawn.
+        drawing: how pictures were drawn.
+        writing: how texts were written.
+        axes: of the grid that was compared; None where there was none.
+        subject: id of the variant that they vary.
         notes: what is not quite as it was.
     """
 
@@ -40,6 +44,9 @@ class Restored:
     chosen: tuple[str, ...]
     prompts: tuple[str, ...]
     drawing: Drawing
+    writing: WritingOf
+    axes: AxesOf | None = None
+    subject: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -50,13 +57,11 @@ def base_of(wanted: BaseOf) -> str:
         AdapterError: when it came from a folder, and no base that is loaded is the same.
     """
     for info in bases.catalogue():
-        if info.id == wanted.id or (info.ready and _fingerprint(info.id) == wanted.fingerprint):
+        if info.id == wanted.id or (info.ready and wanted.fingerprint and _fingerprint(info.id) == wanted.fingerprint):
             return info.id
     if wanted.id is None or "/" not in wanted.id:
-        what = (
-            f"was drawn with the base {wanted.title!r}, which came from a folder (SHA-256 {wanted.fingerprint[:12]}…)"
-        )
-        raise AdapterError(what, "This picture", "Choose that base in the Library, then drop the picture again.")
+        what = f"was made with the base {wanted.title!r}, which came from a folder (SHA-256 {(wanted.fingerprint or '?')[:12]}…)"
+        raise AdapterError(what, HERE, "Choose that base in the Library, then open the recipe again.")
     return checked_base(wanted.id)
 
 
@@ -70,23 +75,21 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
     """The comparison as it was.
 
     Args:
-        session: of who dropped the picture.
-        wanted: what the picture carries.
+        session: of who opened the recipe.
+        wanted: the recipe.
         base: from `base_of`, loaded.
 
     Raises:
         AdapterError: naming every adapter and every gates that are missing.
     """
     loaded, notes = loading(base).base(), []
-    if isinstance(loaded, TextBase):
-        raise AdapterError("draws no pictures", loaded.info.title, DAMAGED)
-    if loaded.fingerprint != wanted.base.fingerprint:
-        notes.append(f"{loaded.info.title} is not quite the base of the picture: its weights have changed since.")
+    if wanted.base.fingerprint not in (None, loaded.fingerprint):
+        notes.append(f"{loaded.info.title} is not quite the base of the recipe: its weights have changed since.")
     keys, missing = find(session, wanted.adapters)
     missing += [f"the gates {each.name} ({each.key})" for each in wanted.gates if not _there(each.key)]
     if missing:
-        fix = "Add them in the Library (gates on the Gate tab), then drop the picture again."
-        raise AdapterError(f"needs what is not here: {', '.join(missing)}", "This picture", fix)
+        fix = "Add them in the Library (gates on the Gate tab), then open the recipe again."
+        raise AdapterError(f"needs what is not here: {', '.join(missing)}", HERE, fix)
     notes += [
         f"{each.name} was merged again and differs in its last digits."
         for each in wanted.adapters
@@ -94,9 +97,21 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
     ]
     made = joined(replace(session, base=base), wanted, keys)
     drawing = Drawing(seeds=tuple(wanted.seeds), **wanted.drawing.model_dump())
-    if drawing.guidance is None:
+    if drawing.guidance is None and not isinstance(loaded, TextBase):
         drawing = replace(drawing, guidance=loaded.guidance)
-    return Restored(made, chosen(made, wanted.variants, keys), tuple(wanted.prompts), drawing, tuple(notes))
+    ids, axes = chosen(made, wanted.variants, keys), wanted.axes and varied(wanted.axes, keys)
+    subject = chosen(made, [axes.subject], keys)[0] if axes and axes.subject else ""
+    return Restored(made, ids, tuple(wanted.prompts), drawing, wanted.writing, axes, subject, tuple(notes))
+
+
+def varied(axes: AxesOf, keys: Mapping[str, str]) -> AxesOf:
+    """The same axes; those of an adapter's weight under the key by which it is found here."""
+
+    def here(name: str) -> str:
+        what, colon, key = name.partition(":")
+        return f"{what}{colon}{keys.get(key, key)}"
+
+    return axes.model_copy(update={"x": here(axes.x), "y": here(axes.y)})
 
 
 def _there(key: str) -> bool:
@@ -108,7 +123,7 @@ def _there(key: str) -> bool:
 
 
 def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], list[str]]:
-    """The library's keys of what a picture names, by the keys it names them by, and what is missing, for people."""
+    """The library's keys of what a recipe names, by the keys it names them by, and what is missing, for people."""
     keys, missing = {}, []
     for each in wanted:
         try:
@@ -139,7 +154,7 @@ def _from_hub(hub: str, key: str | None) -> str:
 
 
 def again(session: Session, recipe: Recipe, name: str) -> str:
-    """Merge again what a picture says was merged.
+    """Merge again what a recipe says was merged.
 
     Raises:
         AdapterError: when a source is missing.
@@ -162,8 +177,13 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
 
 
 def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Session:
-    """The session with everything that the picture's variants need, on the shelf and picked."""
-    aside = tuple(pick for pick in (*session.picks, *session.aside) if kinds.of_adapter(pick.key) != kinds.IMAGE)
+    """The session with everything that the recipe names: on the shelf, picked, aside, merged, edited, gated, kept under a name.
+
+    Picks for bases of the other kind stay aside where the recipe says nothing about them.
+    """
+    kind = kinds.of_base(session.base)
+    others = tuple(pick for pick in (*session.picks, *session.aside) if not kinds.suits(pick.key, kind))
+    aside = tuple(_pick(each, keys) for each in wanted.aside if each.key in keys) or others
     session = replace(session, picks=(), aside=aside)
     for key in dict.fromkeys(keys.values()):
         session = session.add(key)
@@ -171,15 +191,37 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
     for pick in _picks(wanted, keys, merged):
         session = session if session.pick(pick.key) else replace(session, picks=(*session.picks, pick))
     session = replace(session, picks=session.picks[:MAX_PICKS])
+    for merge in wanted.merges:
+        session = session.join(Made(_named(merge.key, keys), merge.name, tuple(merge.slots)))
+    for each in wanted.edited:
+        weights = tuple((_named(key, keys), weight) for key, weight in each.adapters)
+        scaled = tuple((renamed(unit_set(part.units), keys), part.factor) for part in each.scaled)
+        session = session.edit(Edited(each.name, weights, renamed(unit_set(each.muted), keys), scaled))
+    for each in wanted.named:
+        session = session.keep(Named(each.name, renamed(unit_set(each.units), keys)))
+    for gating in wanted.gatings:
+        found = as_gating(known_gates(gating.key), gating.base or session.base, gating.name)
+        session = session.gate(replace(found, masks=tuple(tuple(keys.get(k, k) for k in m) for m in gating.masks)))
     for variant in wanted.variants:
         w = mapped(variant.weighting, keys)
         if w.gates:
             session = _gated(session, w, variant.name)
         elif len(w.adapters) == 1 and w.adapters[0][0] in merged and w.adapters[0][1] == 1 and not w.factors:
-            session = session.join(Made(w.adapters[0][0], variant.name))
+            here = {made.key for made in session.merges}
+            session = session if w.adapters[0][0] in here else session.join(Made(w.adapters[0][0], variant.name))
         elif w not in [column.weighting for column in columns(session, shelf(session))]:
             session = session.edit(Edited(variant.name, w.adapters, UnitSet.of(w.muted), w.scaled))
     return session
+
+
+def _named(key: str, keys: Mapping[str, str]) -> str:
+    if key not in keys:
+        raise AdapterError(f"uses {key}, which it does not name", HERE, DAMAGED)
+    return keys[key]
+
+
+def _pick(each: PickOf, keys: Mapping[str, str]) -> Pick:
+    return Pick(keys[each.key], each.weight, each.slot)
 
 
 def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> list[Pick]:
@@ -188,9 +230,7 @@ def _picks(wanted: Remembered, keys: Mapping[str, str], merged: set[str]) -> lis
         v.adapters[0][0] for v in wanted.variants if len(v.adapters) == 1 and not v.gates and not v.weighting.factors
     ]
     given = [*wanted.picks, *(PickOf(key=key, slot=slot) for slot, key in enumerate(dict.fromkeys(alone)))]
-    return [
-        Pick(keys[each.key], each.weight, each.slot) for each in given if keys.get(each.key, "") not in (*merged, "")
-    ]
+    return [_pick(each, keys) for each in given if keys.get(each.key, "") not in (*merged, "")]
 
 
 def _gated(session: Session, weighting: Weighting, name: str) -> Session:
@@ -213,7 +253,7 @@ def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
     names = [key for key, _ in weighting.adapters]
     names += [key for units, _ in weighting.factors for key, _, _ in units.parts]
     if unknown := [key for key in names if key not in keys]:
-        raise AdapterError(f"weighs {unknown[0]}, which it does not name", "This picture", DAMAGED)
+        raise AdapterError(f"weighs {unknown[0]}, which it does not name", HERE, DAMAGED)
     return Weighting(
         tuple((keys[key], weight) for key, weight in weighting.adapters),
         renamed(weighting.muted, keys),
@@ -225,11 +265,11 @@ def mapped(weighting: Weighting, keys: Mapping[str, str]) -> Weighting:
 
 def renamed(units: Iterable[UnitId], keys: Mapping[str, str]) -> UnitSet:
     """The same units under the keys that their adapters have here."""
-    return UnitSet.of((keys[key], module, unit) for key, module, unit in units)
+    return UnitSet.of((_named(key, keys), module, unit) for key, module, unit in units)
 
 
 def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str]) -> tuple[str, ...]:
-    """The ids of the session's variants that weigh what the picture's do.
+    """The ids of the session's variants that weigh what the recipe's do.
 
     Raises:
         AdapterError: when there is none for one of them.
@@ -239,5 +279,5 @@ def chosen(session: Session, variants: list[VariantOf], keys: Mapping[str, str])
         ids.setdefault(column.weighting, column.id)
     found = [ids.get(mapped(variant.weighting, keys)) for variant in variants]
     if None in found:
-        raise AdapterError(f"{variants[found.index(None)].name!r} cannot be restored", "This picture", DAMAGED)
+        raise AdapterError(f"{variants[found.index(None)].name!r} cannot be restored", HERE, DAMAGED)
     return tuple(dict.fromkeys(filter(None, found)))

@@ -12,11 +12,13 @@ import gradio as gr
 from backends.text import Scores, score, tasks
 from components import examples, fragments, kinds, queueing
 from components.compare import awaited, chosen_columns
+from components.comparison import Comparison, Scored
 from components.messages import told
 from components.session import Column, Session
 from components.shelf import shelf
 from components.work import loading
 from lego import AdapterError
+from mole.pool import Weighting
 
 MOST_SCORED = 200
 
@@ -47,8 +49,8 @@ def create() -> ScoreBox:
         with gr.Row():
             run_button = gr.Button("Score", scale=0, min_width=150)
             stop = gr.Button("Stop scoring", visible=False, scale=0, min_width=150)
-        progress, table = gr.HTML(), gr.HTML(label="Scores")
-    return ScoreBox(panel, names, rows, run_button, stop, progress, table)
+        progress, shown = gr.HTML(), gr.HTML(label="Scores")
+    return ScoreBox(panel, names, rows, run_button, stop, progress, shown)
 
 
 def choose(session: Session) -> tuple[Any, Any]:
@@ -69,41 +71,61 @@ def waiting() -> tuple[Any, ...]:
 
 
 @told
-def run(session: Session, ids: list[str], names: list[str], rows: float) -> Iterator[tuple]:
-    """Score the chosen variants, task after task; the table fills while it runs."""
-    chosen = chosen_columns(session, ids, rows=1)
+def run(session: Session, ids: list[str], shown: Any, names: list[str], rows: float) -> Iterator[tuple]:
+    """Score the chosen variants, or the columns of the grid of axes that is shown, task after task; the table fills meanwhile."""
+    chosen = distinct(shown) if isinstance(shown, Comparison) and shown.layout else chosen_columns(session, ids, rows=1)
     wanted = [name for name in names if name in tasks()]
     if not wanted:
         raise AdapterError("no task is chosen", None, "Tick at least one.")
     count = max(1, min(MOST_SCORED, int(rows)))
     coming = loading(session.base)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), gr.skip(), *_buttons(busy=True)
     done: dict[str, Scores] = {}
     for i, name in enumerate(wanted):
         for state in score(coming.base(), [column.variant for column in chosen], examples.held_out(name)[:count]):
             done[name] = state
             share = (i + state.done / max(1, state.total)) / len(wanted)
             line = fragments.progress(f"{name}: {state.done} of {state.total}", share)
-            yield line, draw(chosen, done), *_buttons(busy=True)
+            yield line, table(scored(chosen, done)), gr.skip(), *_buttons(busy=True)
     legend = f"At most {count} held-out rows a task. Below each share: its 95 % interval, and nats per answer token."
-    yield fragments.subtle(legend), draw(chosen, done), *_buttons(busy=False)
+    found = scored(chosen, done)
+    yield fragments.subtle(legend), table(found), found, *_buttons(busy=False)
 
 
-def draw(chosen: list[Column], done: dict[str, Scores]) -> str:
+def distinct(shown: Comparison) -> list[Column]:
+    """The columns of a comparison that weigh something else than those before them; temperature and seed are not scored."""
+    found: dict[Weighting, Column] = {}
+    for i, (name, weighting) in enumerate(zip(shown.names, shown.weightings, strict=True)):
+        found.setdefault(weighting, Column(str(i), name, weighting, shown.slots[i]))
+    return list(found.values())
+
+
+def scored(chosen: list[Column], done: dict[str, Scores]) -> tuple[Scored, ...]:
+    """What is known so far, task by task."""
+    return tuple(
+        Scored(task, column.name, column.slots, column.weighting, found.exact[i], *found.interval(i), found.nll[i])
+        for task, found in done.items()
+        for i, column in enumerate(chosen)
+    )
+
+
+def table(found: tuple[Scored, ...]) -> str:
     """Variants × tasks: exact answers in percent, with the negative log-likelihood below."""
-    best = {name: max(found.exact) for name, found in done.items()}
-    rows = []
-    for i, column in enumerate(chosen):
-        cells = [f"{fragments.swatch(column.slots)}&ensp;{escape(column.name)}"]
-        rows.append(cells + [_cell(found, i, best[name]) for name, found in done.items()])
-    return fragments.table(["Variant", *done], rows, right=range(1, len(done) + 1), label="Task scores")
+    tasks_ = list(dict.fromkeys(score.task for score in found))
+    best = {task: max(score.exact for score in found if score.task == task) for task in tasks_}
+    rows: dict[Weighting, list[str]] = {}
+    for each in found:
+        rows.setdefault(each.weighting, [f"{fragments.swatch(each.slots)}&ensp;{escape(each.name)}"])
+        rows[each.weighting].append(_cell(each, best[each.task]))
+    return fragments.table(
+        ["Variant", *tasks_], list(rows.values()), right=range(1, len(tasks_) + 1), label="Task scores"
+    )
 
 
-def _cell(found: Scores, i: int, best: float) -> str:
-    low, high = found.interval(i)
-    share = f"<b>{found.exact[i]:.0%}</b>" if found.exact[i] == best and best > 0 else f"{found.exact[i]:.0%}"
-    small = f"{low:.0%}–{high:.0%} · {found.nll[i]:.2f} nats"
+def _cell(score: Scored, best: float) -> str:
+    share = f"<b>{score.exact:.0%}</b>" if score.exact == best and best > 0 else f"{score.exact:.0%}"
+    small = f"{score.low:.0%}–{score.high:.0%} · {score.nll:.2f} nats"
     return f'{share}<br><small class="by-subtle by-num">{small}</small>'
 
 
@@ -112,14 +134,16 @@ def ended() -> tuple[Any, ...]:
     return fragments.subtle("Stopped."), *_buttons(busy=False)
 
 
-def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup) -> None:
-    """Connect the section's events."""
+def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup, shown: gr.State, scores: gr.State) -> None:
+    """Connect the section's events; ``shown`` is the comparison, ``scores`` is filled."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     session.change(choose, [session], [box.tasks, box.panel], **private)
     model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     buttons = [box.run, box.stop]
     clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
-    running = clicked.then(run, [session, variants, box.tasks, box.rows], [box.progress, box.table, *buttons], **model)
+    running = clicked.then(
+        run, [session, variants, shown, box.tasks, box.rows], [box.progress, box.table, scores, *buttons], **model
+    )
     queueing.follow(clicked.then, "model", box.progress)
     running.failure(ended, None, [box.progress, *buttons], **private)
     box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)

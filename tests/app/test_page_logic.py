@@ -15,6 +15,7 @@ import lego
 from backends import library as lego_library
 from components import (
     compare,
+    comparing,
     comparison,
     controls,
     endpoints,
@@ -260,4 +261,4 @@ def test_a_page_that_lost_its_session_is_told_so() -> None:
     with pytest.raises(gr.Error, match="Reload"):
         library.pick(None, gr.EventData(None, {"key": "x"}))
     with pytest.raises(gr.Error, match="Reload"):
-        next(compare.run(None, [], "hello", 8, 0.0, 0, "chat", True))
+        next(comparing.start(None))

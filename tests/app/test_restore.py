@@ -13,10 +13,10 @@ from PIL import Image
 
 from backends import library
 from backends.image import Drawing
-from components import drawing, export, making, restore, sheet, shelf
+from components import export, making, plan, restore, running, sheet, shelf
 from components.gallery import Gallery
 from components.kinds import IMAGE, of_adapter, of_base, turned
-from components.remembered import Remembered
+from components.remembered import Remembered, of_gallery
 from components.session import Edited, Made, Session, columns
 from components.work import loading
 from lego import AdapterError
@@ -57,7 +57,7 @@ def session(home: Path) -> Session:
 def drawn(session: Session) -> Gallery:
     """Their comparison, all variants but the average."""
     chosen = [column for column in columns(session, shelf.shelf(session)) if column.id != "average"]
-    *_, (_, found) = drawing.run(session.base, chosen, PROMPTS, WANTED, "")
+    *_, (_, found) = running.pictures(session.base, plan.side_by_side(chosen, PROMPTS, WANTED.seeds), WANTED, "")
     return found
 
 
@@ -70,7 +70,7 @@ def pixels(found: Gallery) -> np.ndarray:
 
 
 def test_a_dropped_sheet_brings_the_same_pixels_back(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     found = restore.restore(Session("another"), wanted, restore.base_of(wanted.base))
     assert found.notes == ()
     assert found.prompts == tuple(PROMPTS)
@@ -79,13 +79,15 @@ def test_a_dropped_sheet_brings_the_same_pixels_back(session: Session, drawn: Ga
     assert {column.name for column in columns(found.session, shelf.shelf(found.session))} >= set(drawn.names)
     again = [column for column in columns(found.session, shelf.shelf(found.session)) if column.id in found.chosen]
     assert [column.name for column in again] == list(drawn.names)
-    *_, (_, redrawn) = drawing.run(found.session.base, again, list(found.prompts), found.drawing, "")
+    *_, (_, redrawn) = running.pictures(
+        session.base, plan.side_by_side(again, found.prompts, found.drawing.seeds), found.drawing, ""
+    )
     assert np.array_equal(pixels(redrawn), pixels(drawn))
     assert len(np.unique(pixels(drawn)[: len(drawn.names)].reshape(len(drawn.names), -1), axis=0)) == len(drawn.names)
 
 
 def test_no_folder_of_the_maker_is_told(session: Session, drawn: Gallery, home: Path) -> None:
-    for file in export.gallery_files(drawn, session.picks):
+    for file in export.gallery_files(drawn, of_gallery(drawn, session.picks)):
         if file.suffix == ".png":
             text = json.dumps(sheet.recipe_in(file))
             assert str(home) not in text
@@ -98,7 +100,7 @@ def test_without_the_tick_nothing_is_told(drawn: Gallery) -> None:
 
 
 def test_every_missing_file_is_named(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     first = next(each for each in wanted.adapters if each.merge is None)
     gone = first.model_copy(update={"key": "0" * 12, "sha256": "1" * 64})
     other = wanted.model_copy(update={"adapters": [gone, *(each for each in wanted.adapters if each is not first)]})
@@ -109,7 +111,7 @@ def test_every_missing_file_is_named(session: Session, drawn: Gallery) -> None:
 def test_a_merge_is_made_again_from_its_sources(
     session: Session, drawn: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0])
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     merge = next(each for each in wanted.adapters if each.merge is not None)
     assert merge.merge
     assert restore.again(session, merge.merge, merge.name) == merge.key
@@ -119,7 +121,7 @@ def test_a_merge_is_made_again_from_its_sources(
 
 
 def test_another_base_is_told(session: Session, drawn: Gallery) -> None:
-    wanted = carried(export.gallery_files(drawn, session.picks)[0]).base
+    wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0]).base
     assert restore.base_of(wanted) == session.base
     with pytest.raises(AdapterError, match="the base 'tiny-base', which came from a folder"):
         restore.base_of(wanted.model_copy(update={"fingerprint": "0" * 64}))
@@ -135,7 +137,7 @@ def test_another_base_is_told(session: Session, drawn: Gallery) -> None:
     ],
 )
 def test_a_damaged_recipe_is_told(session: Session, drawn: Gallery, change: dict, message: str) -> None:
-    data = carried(export.gallery_files(drawn, session.picks)[0]).model_dump(mode="json")
+    data = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0]).model_dump(mode="json")
     with pytest.raises(AdapterError, match=message):
         Remembered.check({**data, **change}, "dropped.png")
 

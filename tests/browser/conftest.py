@@ -87,15 +87,16 @@ def opened(browser: Browser, url: str, watch: Watch) -> Iterator[Any]:
     """Opens the page in a browser context of its own and waits for the first map."""
     contexts: list[BrowserContext] = []
 
-    def open_page(hints: bool = False, **options: Any) -> Page:
+    def open_page(address: str = url, hints: bool = False, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
         contexts.append(context)
         if not hints:
             context.add_init_script(f"localStorage.setItem({KEPT!r}, 'shown')")
         context.set_default_timeout(180_000)
         page = watch.attach(context.new_page())
-        page.goto(url)
-        page.locator("#unit-map .point").first.wait_for(state="attached" if hints else "visible")
+        page.goto(address)
+        if address == url:  # others lead to another tab
+            page.locator("#unit-map .point").first.wait_for(state="attached" if hints else "visible")
         page.get_by_role("group", name="Picked").get_by_text("LoRA-LEGO").wait_for()
         return page
 

@@ -1,0 +1,263 @@
+"""A session as a recipe: in an address, in YAML, in exported files, opened again; what is damaged or endless is told; undo."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backends.bases import BUILTIN
+from components import comparing, comparison, document, export, history, kinds, making, opening, restore, sharing, shelf
+from components.form import Form
+from components.history import History
+from components.remembered import Remembered
+from components.session import Column, Edited, Made, Named, Pick, Session, columns
+from components.theme import css
+from components.votes import Vote
+from lego import AdapterError
+from lego.unitset import UnitSet
+from mole.pool import Weighting
+from tests.serving import fresh_home
+
+DRAWN = (20, 5.0, "0", "", "", "", "")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the module's own."""
+    folder = tmp_path_factory.mktemp("sharing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRICKYARD_HOME", str(fresh_home(folder / "home")))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def session(home: Path) -> Session:
+    """A session with everything that one can have, on the built-in base."""
+    start = shelf.start_session(BUILTIN)
+    first, second, *_ = (pick.key for pick in start.picks)
+    found = start.weigh(second, 0.5)
+    merged = making.make(found.weights, "svd", {"rank": 4}, 0, "my merge")
+    found = found.join(Made(merged.key, "my merge", (0, 1, 2)))
+    module = "model.layers.3.self_attn.q_proj"
+    muted, scaled = UnitSet.of([(first, module, 0), (first, module, 2)]), UnitSet.of([(second, module, 4)])
+    found = found.edit(Edited("quiet", found.weights, muted, ((scaled, 0.5),)))
+    found = found.mask(found.gates[0].key, (found.gates[0].experts[0],)) if found.gates else found
+    return found.keep(Named("two", UnitSet.of([(second, module, 1), (second, module, 3)])))
+
+
+def values(session: Session, mode: str = "variants", **changed: object) -> tuple[object, ...]:
+    """What the Compare tab's components hold."""
+    ids = [column.id for column in columns(session, shelf.shelf(session)) if column.id != "average"]
+    own = {
+        "mode": mode,
+        "ids": ids,
+        "x": f"weight:{session.picks[0].key}",
+        "x_values": "0..1 | 0.5",
+        "y": "temperature",
+        "y_values": "0, 1",
+        "subject": f"merge:{session.merges[0].key}",
+        "prompts": "What?\nTwo\\nlines",
+        "length": 12,
+        "temperature": 0.5,
+        "seed": 3,
+        "format": "raw",
+        "against": "Base",
+        "blind": False,
+        "scores": (),
+        **changed,
+    }
+    return *own.values(), *DRAWN
+
+
+@pytest.fixture(scope="module")
+def recipe(session: Session) -> Remembered:
+    """Its recipe, with axes."""
+    return Form.of(values(session, "axes")).recipe(session, draws=False)
+
+
+def test_the_same_session_comes_back_everywhere(session: Session, recipe: Remembered, tmp_path: Path) -> None:
+    column = Column("base", "Base", Weighting())
+    found = comparison.begin(BUILTIN, [column], ["</script><b>"], {"length": 4})
+    as_json, as_page = export.comparison_files(found, recipe)
+    report = export.report_file(document.page(session, recipe, found, (), (), css()))
+    files = [export.session_file(recipe), as_json, as_page, report]
+    for told in [opening.from_link(opening.to_link(recipe)), *(opening.recipe_in(file) for file in files)]:
+        assert told == recipe
+
+
+def test_a_stranger_finds_the_same_session(session: Session, recipe: Remembered) -> None:
+    stranger = shelf.start_session(BUILTIN)
+    found = restore.restore(stranger, recipe, restore.base_of(recipe.base))
+    assert found.notes == ()
+    for name in ("base", "picks", "merges", "muted", "gates"):
+        assert getattr(found.session, name) == getattr(session, name), name
+    assert found.session.named == session.named
+    assert found.session.edited == session.edited
+    assert found.prompts == ("What?", "Two\nlines")
+    assert (found.writing.length, found.writing.temperature, found.writing.seed, found.writing.format) == (
+        12,
+        0.5,
+        3,
+        "raw",
+    )
+    assert found.subject == f"merge:{session.merges[0].key}"
+    *told, _ = sharing.bring_back(stranger, recipe), None
+    last = list(told[0])[-1]
+    assert len(last) == sharing.OUTPUTS
+    assert all(len(step) == sharing.OUTPUTS for step in sharing.bring_back(stranger, recipe))
+
+
+def test_a_plain_comparison_has_no_axes(session: Session) -> None:
+    told = Form.of(values(session)).recipe(session, draws=False)
+    assert told.axes is None
+    assert [variant.name for variant in told.variants] == [
+        column.name for column in columns(session, shelf.shelf(session)) if column.id != "average"
+    ]
+
+
+def test_an_address_is_short(recipe: Remembered) -> None:
+    link = opening.to_link(recipe)
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", link)
+    assert len(link) < 3000
+
+
+def test_nothing_of_this_machine_is_told(recipe: Remembered, home: Path) -> None:
+    assert str(home) not in recipe.to_yaml()
+
+
+def packed(data: bytes) -> str:
+    return base64.urlsafe_b64encode(zlib.compress(data)).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("", "cut off"),
+        ("ä", "carries no session"),
+        ("abcd", "carries no session"),
+        (packed(b"not json"), "carries no session"),
+        (packed(b"[" * 100_000), "carries no session"),
+        (packed(b"[]"), "is not a recipe"),
+        (packed(b"{}"), "lacks"),
+        (packed(b" " * 50_000_000)[:7000], "is cut off|unpacks to too much|carries no session"),
+        (packed(b" " * 3_000_000), "unpacks to too much"),
+        ("x" * 9000, "too long"),
+    ],
+)
+def test_a_bad_address_is_told(link: str, message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        opening.from_link(link)
+
+
+def test_a_cut_address_is_told(recipe: Remembered) -> None:
+    with pytest.raises(AdapterError, match=r"cut off|carries no session"):
+        opening.from_link(opening.to_link(recipe)[:-40])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.yaml", "a: [", "is not YAML"),
+        ("x.yaml", "method: lego\nsources: [a]\n", "lacks brickyard"),
+        ("x.yaml", "!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("x.yaml", "brickyard: comparison\nbrickyard: comparison\n", "stands twice"),
+        ("x.json", "{broken", "is not readable JSON"),
+        ("x.html", "<!doctype html><html>nothing</html>", "carries no recipe"),
+        ("x.html", f'<html><script type="application/json" id="{opening.PLACE}">{{</script>', "is not readable JSON"),
+        ("x.png", "no picture", "is not a PNG picture"),
+        ("x.yaml", "a" * (opening.MOST_BYTES + 1), "larger than any recipe"),
+    ],
+)
+def test_a_bad_file_is_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=message):
+        opening.recipe_in(file)
+
+
+@pytest.mark.parametrize("weight", ["NaN", "Infinity", '"1; drop"', "true"])
+def test_numbers_are_numbers(recipe: Remembered, weight: str) -> None:
+    text = json.dumps(recipe.model_dump(mode="json")).replace('"weight": 0.5', f'"weight": {weight}')
+    with pytest.raises(AdapterError, match="weight"):
+        Remembered.check(json.loads(text), "dropped")
+
+
+def test_every_missing_file_is_named(recipe: Remembered) -> None:
+    gone = [
+        each.model_copy(update={"key": "0" * 11 + str(i), "builtin": False})
+        for i, each in enumerate(recipe.adapters[:2])
+    ]
+    other = recipe.model_copy(update={"adapters": [*gone, *recipe.adapters[2:]]})
+    with pytest.raises(AdapterError) as told:
+        restore.restore(shelf.start_session(BUILTIN), other, BUILTIN)
+    assert all(each.name in str(told.value) and each.sha256[:12] in str(told.value) for each in gone)
+
+
+def test_a_report_needs_nothing_else(session: Session, recipe: Remembered) -> None:
+    found = comparison.begin(BUILTIN, columns(session, shelf.shelf(session)), ["Hi <b>"], {"length": 4})
+    cast = (Vote("Hi", 0, "Base", "my merge", "right"),)
+    told = document.page(session, recipe, replace(found, finished=True), (), cast, css())
+    for part in ("Map", "Fidelity", "Comparison", "Votes", "Recipe"):
+        assert f'aria-label="{part}"' in told
+    assert "<b>" not in told.split('aria-label="Comparison"')[1].split("<header>")[0].replace("<b><", "<")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', told.replace('xmlns="http', ""))
+    assert "@import" not in told
+    assert "url(" not in told.replace("url(data:", "")
+    drawn = len(re.findall("<circle", told)) - len(session.picks)
+    assert drawn == int(re.search(r"(\d+) of \d+ units", told)[1]) > 100  # type: ignore[index]
+    assert len(told) < 2_000_000
+
+
+def start() -> Session:
+    return Session("base", (Pick("a" * 12),))
+
+
+def test_undo_and_redo_walk_through_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "turned", lambda session: session)
+    states = [start()]
+    held = history.begin(states[0])
+    for i in range(5):
+        states.append(states[-1].weigh("a" * 12, float(i)))
+        held = held.record(states[-1])
+    assert held.record(states[-1]) == held
+    for state in reversed(states[:-1]):
+        held = held.undo()
+        assert held.present == state
+    assert held.undo() == held
+    for state in states[1:]:
+        held = held.redo()
+        assert held.present == state
+    assert held.redo() == held
+    held = held.undo().record(other := start().weigh("a" * 12, 9.0))
+    assert (held.present, held.future, held.past[-1]) == (other, (), states[-2])
+
+
+def test_history_is_bounded_and_follows_what_happens_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        kinds, "turned", lambda session: replace(session, picks=()) if session.base == "other" else session
+    )
+    held = history.begin(start())
+    for i in range(3 * history.MOST):
+        held = held.record(start().weigh("a" * 12, float(i + 2)))
+    assert len(held.past) == history.MOST
+    before = held.present
+    held = held.record(replace(start(), base="other"))
+    held = held.record(replace(start(), base="other", picks=()))  # by itself: the pick does not fit
+    assert held.undo().present == before
+    assert History().undo() == History()
+
+
+def test_marks_follow_the_chosen_column() -> None:
+    told = [Column(name, name, Weighting()) for name in ("Base", "one", "two")]
+    found = comparison.begin(BUILTIN, told, ["Hi"], {})
+    found = replace(found, texts=(("a cat",), ("a dog",), ("a big dog",)), ended=((True,),) * 3, finished=True)
+    assert comparing.redraw(found, "Base").count("<mark>") == 2
+    assert "a <mark>big </mark>dog" in comparing.redraw(found, "one")
+    assert "<mark>" not in comparing.redraw(found, "")
