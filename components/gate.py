@@ -104,7 +104,7 @@ def _looking() -> tuple[Any, ...]:
         ways = [choosing.BESIDE, choosing.DIFFERENCE]
         view = gr.Radio(ways, value=choosing.BESIDE, label="Show the other prompt", min_width=250)
     with gr.Row(visible=False) as painting:
-        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=200)
+        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
     progress = gr.HTML()
     plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
