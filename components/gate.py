@@ -24,6 +24,13 @@ NOTHING = fragments.empty(
     "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
 )
 SEEDS = 2**31
+FIT_SCRIPT = """
+// A figure drawn while it had the row to itself is drawn anew when another comes beside it.
+const column = element.closest('.plain');
+const tight = (plot) => plot.clientWidth && plot._fullLayout && Math.abs(plot.clientWidth - plot._fullLayout.width) > 1;
+const fit = () => [...column.querySelectorAll('.js-plotly-plot')].some(tight) && window.dispatchEvent(new Event('resize'));
+new ResizeObserver(() => requestAnimationFrame(fit)).observe(column);
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def _looking() -> tuple[Any, ...]:
         ways = [choosing.BESIDE, choosing.DIFFERENCE]
         view = gr.Radio(ways, value=choosing.BESIDE, label="Show the other prompt", min_width=250)
     with gr.Row(visible=False) as painting:
-        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=200)
+        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
     progress = gr.HTML()
     plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
@@ -108,6 +115,7 @@ def _looking() -> tuple[Any, ...]:
     with gr.Row():
         plots.append(gr.Plot(label="Choices step by step", elem_id="course", **plain))
         plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
+    gr.HTML(visible="hidden", js_on_load=FIT_SCRIPT)
     info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
     masks = gr.CheckboxGroup([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")

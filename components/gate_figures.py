@@ -106,7 +106,9 @@ def _gate_course(
     plain = {"showgrid": False, "zeroline": False, "ticks": ""}
     figure.update_xaxes(**plain, nticks=5, tickformat="d")
     figure.update_yaxes(**plain, autorange="reversed", ticksuffix="\u00a0", automargin=True, **every(rows))
-    figure.update_xaxes(title={"text": "denoising step", "standoff": 4}, row=down)
+    figure.update_xaxes(
+        title={"text": "denoising step", "standoff": 4, "font": {"size": 13}}, row=down, col=(across + 1) // 2
+    )
     bar = {"orientation": "h", "thickness": 8, "outlinewidth": 0, "tickformat": ".0%", "nticks": 5, "y": -0.12}
     figure.update_layout(
         coloraxis={**scale, "colorbar": {**bar, "yanchor": "top"}},

@@ -66,7 +66,7 @@ def test_gates_over_pictures_are_trained_watched_masked_and_compared(opened: Ope
     upload(page, files)
     expect(page.get_by_text(re.compile(r"About .* for 50 steps of 12 samples; \d+ gates"))).to_be_visible()
     short(page, 2)
-    page.get_by_role("group", name="Pooling").get_by_role("radio", name="flatten").check()
+    page.get_by_role("radio", name="flatten", exact=True).check()
     page.get_by_label("Name of the gates").fill("my gates")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_text("Kept as “my gates”")).to_be_visible(timeout=240_000)
