@@ -26,6 +26,18 @@ def lasso(page: Page, left: float = 0.05, right: float = 0.95) -> None:
     page.mouse.up()
 
 
+def press(page: Page, what: Locator) -> None:
+    """Click the middle of a mark; the figure must have seen the mouse over it before."""
+    what.wait_for()
+    box = what.bounding_box()
+    assert box
+    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(at[0] - 1, at[1])
+    page.mouse.move(*at)
+    page.wait_for_timeout(300)
+    page.mouse.click(*at)
+
+
 def selected(page: Page) -> Locator:
     return page.get_by_role("heading", name=re.compile(r"^[\d,]+ bricks? selected$"))
 
@@ -95,11 +107,8 @@ def test_a_row_shows_details_and_the_map_its_place(opened: Opened) -> None:
 
 def test_a_bar_and_a_layer_select_too(opened: Opened) -> None:
     page = opened()
-    page.locator("#clusters .bars .point").first.wait_for()
-    page.wait_for_function("document.querySelector('#clusters .js-plotly-plot').dataset.wired")
-    bar = page.locator("#clusters .bars .point").first.bounding_box()
-    assert bar
-    page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
+    page.wait_for_function("document.querySelector('#clusters .js-plotly-plot')?.dataset.wired")
+    press(page, page.locator("#clusters .bars .point").first)
     expect(selected(page)).to_be_visible()
     page.get_by_role("button", name=re.compile(r"^layer 3: 0 of|^layer 3: \d+ of")).click()
     expect(page.get_by_role("button", name=re.compile(r"^layer 3: (\d+) of \1 bricks selected"))).to_be_visible()
@@ -116,9 +125,7 @@ def test_a_muted_cluster_joins_the_comparison(opened: Opened) -> None:
     page.get_by_role("option", name="Clusters × adapters", exact=True).click()
     expect(page.get_by_role("heading", name="Clusters × adapters")).to_be_visible()
     page.wait_for_function("document.querySelector('#clusters .js-plotly-plot')?.dataset.wired")
-    area = page.locator("#clusters .nsewdrag").first.bounding_box()
-    assert area
-    page.mouse.click(area["x"] + 20, area["y"] + 10)
+    press(page, page.locator("#clusters .heatmap-label text").first)
     expect(selected(page)).to_be_visible()
     page.get_by_role("button", name="Mute the selected bricks").click()
     expect(page.get_by_role("group", name="Picked")).to_contain_text("Sum without")
