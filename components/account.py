@@ -6,12 +6,13 @@ import os
 from importlib.util import find_spec
 
 import gradio as gr
+from gradio.utils import get_space
 
 
 def available() -> bool:
     """Whether visitors can sign in: on a Space whose front matter asks for it, with what gradio needs for it installed."""
-    asked = all(os.environ.get(name) for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"))
-    return asked and all(find_spec(name) for name in ("authlib", "itsdangerous"))
+    asked = all(os.environ.get(name) for name in ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"))
+    return bool(get_space()) and asked and all(find_spec(name) for name in ("authlib", "itsdangerous"))
 
 
 def create(page: gr.Blocks) -> gr.State:

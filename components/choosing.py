@@ -76,7 +76,8 @@ def drawn(
     answers = gallery.begin(session.base, shown, prompts, wanted.seeds, drawing.settings_of(wanted))
     for sheet in sheets(session.base, shown, prompts, wanted):
         answers = drawing.filled(answers, sheet)
-        line = "" if sheet.finished else drawing.reached(answers)
+        step = f"step {sheet.step} of {sheet.steps}"
+        line = "" if sheet.finished else fragments.progress(step, sheet.step / max(1, sheet.steps))
         yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
     courses = [row[0] for row in sheet.courses[-1]]
     steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)

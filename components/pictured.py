@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from backends.image import Drawing
-from components import aligning, drawing, examples, kinds, pictures
+from components import aligning, examples, kinds, pictures, plan, running
 from components.messages import told
 from components.session import Column, Selection, Session
 from components.work import loading
@@ -64,7 +64,11 @@ def run(session: Session, chosen: Selection, prompt: str) -> Iterator[tuple[str,
         Column("with", "With the brick", Weighting(session.weights), slots),
         Column("without", "Without it", without),
     ]
-    for line, found in drawing.run(session.base, both, [prompt.strip()], Drawing(), aligning.NONE):
+    wanted = Drawing()
+    drawn = running.pictures(
+        session.base, plan.side_by_side(both, [prompt.strip()], wanted.seeds), wanted, aligning.NONE
+    )
+    for line, found in drawn:
         yield line, pictures.draw(found, running=not found.finished)
 
 

@@ -14,6 +14,7 @@ from gradio_client.exceptions import AppError
 from safetensors.numpy import load_file
 
 ADAPTERS = Path(__file__).parents[2] / "assets" / "text" / "adapters"
+IMAGE_ADAPTERS = ADAPTERS.parents[1] / "image" / "adapters"
 SOURCES = ["past-tense", "sentiment"]
 MODULE = "model.layers.3.self_attn.q_proj"
 
@@ -36,11 +37,16 @@ def test_only_the_named_endpoints_are_public(client: Client) -> None:
 
 def test_adapters_lists_everything_that_ships(client: Client) -> None:
     listed = {entry["name"]: entry for entry in client.predict(api_name="/adapters")}
-    assert set(listed) == {file.parent.name for file in ADAPTERS.glob("*/adapter_config.json")}
-    for name, entry in listed.items():
-        config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
-        assert entry["ranks"] == [config["r"]]
-        assert entry["size_bytes"] == (ADAPTERS / name / "adapter_model.safetensors").stat().st_size
+    texts, images = (
+        ADAPTERS.glob("*/adapter_model.safetensors"),
+        IMAGE_ADAPTERS.glob("*/pytorch_lora_weights.safetensors"),
+    )
+    files = {file.parent.name: file for file in (*texts, *images)}
+    assert {name: entry["size_bytes"] for name, entry in listed.items()} == {
+        n: f.stat().st_size for n, f in files.items()
+    }
+    for config in ADAPTERS.glob("*/adapter_config.json"):
+        assert listed[config.parent.name]["ranks"] == [json.loads(config.read_text())["r"]]
 
 
 def test_inspect_tells_what_the_files_hold(client: Client) -> None:

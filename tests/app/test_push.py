@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from gradio import oauth
 
 from backends import gates, library, publish
 from components import account, making, page, push, shelf
@@ -108,13 +109,15 @@ def labels(blocks: gr.Blocks) -> set[str]:
 
 def test_the_buttons_are_there_only_where_one_can_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"Push this merge", "Push these gates", "Sign in with Hugging Face"}
-    for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"):
+    space = {"SYSTEM": "spaces", "SPACE_ID": "x/y", "OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "secret"}
+    for name in space:
         monkeypatch.delenv(name, raising=False)
     assert not labels(page.build()) & wanted
-    for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"):
+    for name, value in space.items():
         assert not account.available()
-        monkeypatch.setenv(name, "x/y")
-    monkeypatch.setattr(account, "find_spec", lambda name: object())
+        monkeypatch.setenv(name, value)
+    for name in ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"):
+        monkeypatch.setattr(oauth, name, "https://127.0.0.1")  # read from the environment when gradio is imported
     assert account.available()
     assert wanted <= labels(page.build())
     monkeypatch.setattr(account, "find_spec", lambda name: None)
