@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,8 @@ def score(
     drawn = {"base": (_draw(pipeline, own), _draw(pipeline, others))}
     load(pipeline)
     drawn["lora"] = (_draw(pipeline, own), _draw(pipeline, others))
-    drawn["drawings"] = (judge.drawings(own), judge.drawings(others))
+    perfect = [replace(prompt, style=spec.style) for prompt in others]
+    drawn["drawings"] = (judge.drawings(own), judge.drawings(perfect))
     found = {}
     for name, (mine, rest) in drawn.items():
         found[name] = {}
