@@ -190,7 +190,7 @@ def _keep(folder: Path, source: str) -> GateEntry:
     made = GateEntry(key_of(folder), folder.name, source, folder, checkpoint.read_config(folder))
     with _lock:
         known = _entries.get(made.key)
-        if known and known.source != "folder" and known.path.is_dir():
+        if known and known.source != "folder" and known.path.is_dir() and key_of(known.path) == made.key:
             return known
         _entries[made.key] = made
     return made

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import alignment, bases
+from backends import alignment, bases, gates
 from backends.bases import TextBase
 from tests.hub import Hub, hub
 from tests.tiny import tiny_base
@@ -15,8 +15,10 @@ from tests.tiny import tiny_base
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextBase:
-    """For tests of gates: its hash needs no files."""
+    """For tests of gates, none of which were added before; its hash needs no files."""
     monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(gates, "_entries", {})
+    monkeypatch.setattr(gates, "_loaded", type(gates._loaded)())
     made = tiny_base()
     made.fingerprint = "a" * 64
     return made

@@ -196,10 +196,12 @@ def test_gates_learn_from_captions_alone(
 
 
 def test_guidance_follows_the_gradient_of_what_the_judge_sees(
-    bases: dict[str, ImageBase], keys: list[str], captioned: Path, judge: Path
+    bases: dict[str, ImageBase], places: Path, captioned: Path, judge: Path
 ) -> None:
     """With a single denoising step nothing is cut off: the gradient is that of finite differences."""
     kind = {"granularity": "network", "normalise": "l2", "pooling": "mean"}
+    folders = [write_lora(places / f"unet{n}", "sd", n, "peft", only=["unet"]) for n in (1, 2)]
+    keys = [library.add_folder(folder).key for folder in folders]
     training = Training(bases["sd"], keys, recipe(captioned, 1, {"model": str(judge), "steps": 1}, **kind))
     batch = training._batch_of(0, 2)
     loss, _ = training.trainer.gated(batch)
