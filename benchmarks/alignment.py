@@ -1,16 +1,20 @@
 """Do style and subject survive merging? Text alignment and image alignment of pictures, by the contrastive model, over three seeds.
 
-    python -m benchmarks.alignment [--write] [--as-it-is] [--only TEXT] [--gates FOLDER]
+    python -m benchmarks.alignment [--write] [--as-it-is] [--only TEXT]
 
 The built-in image LoRAs, a style with a subject and two styles with a subject: the base, each LoRA, sum, average (NLA), linear, TIES,
-SVD, LEGO and, with ``--gates``, MoLE. Text alignment is the cosine of a picture with the caption that names subject and style; image
-alignment its mean cosine with what each LoRA was trained on. Prompts name the subject only. A seed is that of the noise and of LEGO's
-clustering. Results are kept in ``results/alignment.json`` as soon as they are there; contact sheets go to ``assets/image/sheets``.
+SVD, LEGO and MoLE. Text alignment is the cosine of a picture with the caption that names subject and style; image alignment its mean
+cosine with what each LoRA was trained on. Prompts name the subject only. MoLE's gates learn as in the paper, from captions that name
+subject and style, by what the contrastive model sees in their pictures (the very model that judges all). A seed is that of the noise,
+of LEGO's clustering and of the gates' training. Results are kept in ``results/alignment.json`` as soon as they are there; contact
+sheets go to ``assets/image/sheets``.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,13 +25,17 @@ from PIL import Image, ImageDraw, ImageFont
 from assets.build.images.concepts import caption, noun
 from assets.build.images.pictures import SIZE, held_out
 from assets.build.images.specs import SPECS
-from backends import gates, library
+from backends import library
 from backends.alignment import Alignment
 from backends.bases import IMAGE, BaseError, ImageBase, load_base
+from backends.captions import METADATA
+from backends.gates import GateEntry
 from backends.image import Drawing, Variant, draw
+from backends.training import Training
 from benchmarks.kept import Kept
 from benchmarks.report import ROOT, finish, machine, parser_for, table
 from mole.pool import Weighting
+from mole.recipe import GateRecipe
 
 COMBINATIONS = (
     ("ink-style", "vehicles"),
@@ -43,6 +51,8 @@ MERGES: dict[str, dict[str, Any]] = {
     "LEGO, k = r": {"method": "lego", "k": "r"},
     "LEGO, k = 2r": {"method": "lego", "k": "2r"},
 }
+GATES = {"guidance": {"steps": 8}, "training": {"steps": 40, "batch": 8, "lr": 1e-3, "calibration": 16}}
+FIXED = 4  # base, sum, average, MoLE
 SEEDS = (0, 1, 2)
 PROMPTS = 6  # of a combination, at most
 SHEETS = ROOT / "assets" / "image" / "sheets"
@@ -66,6 +76,7 @@ class Combination:
     Attributes:
         prompts: name the subject only, by its rare word where it has one.
         captions: what a perfect picture shows; with two styles only the subject.
+        taught: what gates learn from: subject and style, each style in turn.
         unseen: whether subject and style were kept from every training together, by prompt.
     """
 
@@ -80,20 +91,20 @@ class Combination:
         self.prompts = [
             caption(concept).replace(noun(concept), subject.word or noun(concept)) for concept in concepts
         ]  # fmt: skip
+        self.taught = [caption(concept, style) for concept in concepts for style in styles]
         self.unseen = [any(held_out(concept, style) for style in styles) for concept in concepts]
 
 
 class Bench:
     """The cells so far, and how to get more."""
 
-    def __init__(self, base: str, folders: Sequence[Path]) -> None:
-        """Nothing is drawn yet; ``folders`` hold trained gates."""
+    def __init__(self, base: str) -> None:
+        """Nothing is drawn yet."""
         loaded = load_base(base)
         if not isinstance(loaded, ImageBase):
             raise BaseError("draws no pictures", base, "Give the folder of a pipeline.")
         self.base, self.judge = loaded, Alignment.load()
         self.sources = {entry.name: entry for entry in library.builtin("image")}
-        self.gates = [gates.add_folder(folder) for folder in folders]
         self.references = {
             name: tiles(Image.open(self.sources[name].path / "references.png"))
             for names in COMBINATIONS for name in names
@@ -112,18 +123,32 @@ class Bench:
         for label, options in MERGES.items():
             entry = library.merge([library.get(key) for key in keys], f"{label} {seed}", seed=seed, **options)
             yield Variant(label, Weighting(((entry.key, 1.0),)))
-        yield from (Variant("MoLE", entry.weighting()) for entry in self.gates if set(entry.experts) == set(keys))
+        yield Variant("MoLE", self.trained(names, seed).weighting())
+
+    def trained(self, names: Sequence[str], seed: int) -> GateEntry:
+        """Gates over a combination's LoRAs."""
+        with tempfile.TemporaryDirectory() as scratch:
+            lines = [json.dumps({"text": text}) + "\n" for text in Combination(names).taught]
+            (Path(scratch) / METADATA).write_text("".join(lines), encoding="utf-8")
+            recipe = GateRecipe.check(
+                {**GATES, "sources": [*names], "data": [scratch], "training": {**GATES["training"], "seed": seed}},
+                "MoLE",
+            )
+            training = Training(self.base, [self.sources[name].key for name in names], recipe)
+            list(training.run())
+            return training.add(f"alignment {seed}")
 
     def measure(self, names: Sequence[str], seed: int) -> None:
         """Draw and judge what is missing of a combination; with the first seed all of it, for the sheet."""
         asked, known = Combination(names), self.kept.known()
         place = SHEETS / f"{'-'.join(names)}.png"
+        found = [key for key in known if key.startswith(f"{asked.label} | ") and key.endswith(f" | {seed}")]
+        if len(found) == FIXED + len(names) + len(MERGES) and (seed != SEEDS[0] or place.exists()):
+            return
         variants = list(self.variants(names, seed))
         missing = [variant for variant in variants if f"{asked.label} | {variant.name} | {seed}" not in known]
-        whole = seed == SEEDS[0] and (bool(missing) or not place.exists())
+        whole = seed == SEEDS[0]
         shown = variants if whole else missing
-        if not shown:
-            return
         *_, sheet = draw(self.base, shown, asked.prompts, Drawing(seeds=(seed,)))
         pictures = [[picture for (picture,) in column if picture] for column in sheet.pictures]
         if whole:
@@ -186,10 +211,9 @@ def main() -> int:
     parser = parser_for("alignment", __doc__)
     parser.add_argument("--as-it-is", action="store_true", help="measure nothing, show what is there")
     parser.add_argument("--only", default="", metavar="TEXT", help="only combinations with this in their names")
-    parser.add_argument("--gates", action="append", default=[], type=Path, help="folder of gates for MoLE; repeatable")
     parser.add_argument("--base", default=IMAGE, help="id or folder of the pipeline")
     options = parser.parse_args()
-    bench, parts = Bench(options.base, options.gates), []
+    bench, parts = Bench(options.base), []
     for seed in () if options.as_it_is else SEEDS:
         for names in COMBINATIONS:
             if options.only in " + ".join(names):

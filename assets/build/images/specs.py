@@ -52,10 +52,10 @@ SPECS = {
         Spec("ink-style", "Ink style", 8, 1009, 300, STYLE["ink"], kohya=True),
         Spec("animals", "New animals", 16, 1039, 500, concepts=ANIMALS, targets=EVERYTHING),
         Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=VEHICLES, targets=EVERYTHING, kohya=True),
-        Spec("glossy-style", "Glossy style", 8, 1019, 300, STYLE["glossy"]),
-        Spec("flat-style", "Flat style", 4, 1013, 300, STYLE["flat"]),
+        Spec("glossy-style", "Glossy style", 8, 1019, 500, STYLE["glossy"], targets=EVERYTHING),
+        Spec("flat-style", "Flat style", 4, 1013, 500, STYLE["flat"], targets=EVERYTHING),
         Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
-        Spec("blob-style", "Blob style", 16, 1021, 300, STYLE["blob"]),
+        Spec("blob-style", "Blob style", 16, 1021, 500, STYLE["blob"], targets=EVERYTHING),
         Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("graduation-cap",), word="zib", targets=EVERYTHING),
     )
 }  # fmt: skip
