@@ -256,7 +256,7 @@ def main() -> None:
         shutil.rmtree(bench.scratch, ignore_errors=True)
     note = (
         f"Exact match in % on {ROWS} held-out rows a task. Of {PROMPTS} prompts a task: mean entropy of a gate (nats), the largest "
-        "mean share of one LoRA, the mean share of the task's own. Outside: nats a token of the base's own answers to other questions. "
+        "mean share of one LoRA, the mean share of the task's own. Outside: nats a token of the base's answers to other questions. "
         "Seconds: of the processor, for the training."
     )
     text_ = "\n\n".join([*parts, note])
