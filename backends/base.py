@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from backends import builtin
 from backends.errors import BaseError
 
 Progress = Callable[[str, float | None], None]
+WRITTEN_BY = ("transformers_version", "_diffusers_version", "_name_or_path")
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
@@ -73,11 +75,23 @@ class Base(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of configs and weights: equal for equal models wherever they came from."""
+        """Hash of configs and weights: equal for equal models wherever they came from.
+
+        What is converted here is known by the package it comes from: another release of the converting library writes another config.
+        """
+        if self.info.id == builtin.ID:
+            return builtin.WHEEL_SHA256
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(builtin.sha256(file).encode())
+            digest.update((config_hash(file) if file.suffix == ".json" else builtin.sha256(file)).encode())
         return digest.hexdigest()
+
+
+def config_hash(file: Path) -> str:
+    """Hash of what a JSON file says of a model, without the releases of the libraries that wrote it."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    told = {key: value for key, value in found.items() if key not in WRITTEN_BY} if isinstance(found, dict) else found
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -36,9 +36,9 @@ SETS = {
     "five": ("sentiment", "kind", "past-tense", "language", "french"),
 }
 SEEDS = (0, 1, 2)  # of the kinds that are asked about most; the others run with the first
-STEPS = 30
-ROWS = 100  # held-out rows of each task
-PROMPTS = 20  # of each task, whose gates are looked at
+STEPS, BATCH = 30, 6
+ROWS = 50  # held-out rows of each task
+PROMPTS = 10  # of each task, whose gates are looked at
 OUTSIDE = Path(__file__).parent / "outside.jsonl"
 
 Cell = dict[str, Any]
@@ -57,7 +57,7 @@ class Kind:
     def recipe(self, tasks: Sequence[str], seed: int, outside: Path) -> GateRecipe:
         """As a user would write it."""
         data = [*tasks, *([str(outside)] if self.outside else [])]
-        training = {"steps": STEPS, **self.training, "seed": seed}
+        training = {"steps": STEPS, "batch": BATCH, **self.training, "seed": seed}
         return GateRecipe.check(
             {"sources": [*tasks], "data": data, "gates": dict(self.gates), "training": training}, self.label
         )

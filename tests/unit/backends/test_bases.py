@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -84,6 +85,16 @@ def test_the_fingerprint_is_of_the_weights(folder: Path, tmp_path: Path) -> None
     tiny_tokenizer().save_pretrained(other)
     assert load_base(str(other)).fingerprint != first
     assert len(first) == 64
+
+
+def test_the_fingerprint_does_not_tell_which_release_wrote_the_config(folder: Path, tmp_path: Path) -> None:
+    first, other = load_base(str(folder)).fingerprint, shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    assert load_base(str(other)).fingerprint == first
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    bases._loaded.clear()
+    assert load_base(str(other)).fingerprint != first
 
 
 def test_shapes_of_the_linear_layers(folder: Path) -> None:
