@@ -186,7 +186,7 @@ def main() -> None:
         if label not in worse
     ]
     made = table(["", *LORAS, "mean", "trained numbers", "training", "tokens per second"], rows)
-    note = f"Exact match in % on {ROWS} held-out rows a task; three LoRAs of rank 8, {STEPS} steps of the same batches; times of one processor."
+    note = f"Exact match in % on {ROWS} held-out rows a task; three LoRAs of rank 8, {STEPS} steps of the same batches; one processor."
     print(f"{made}\n\n{note} {machine()}.")
     if options.write:
         write_into_readme("routers", f"{made}\n\n{note}")
