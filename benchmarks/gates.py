@@ -39,6 +39,7 @@ SEEDS = (0, 1, 2)  # of the kinds that are asked about most; the others run with
 STEPS, BATCH = 30, 6
 ROWS = 50  # held-out rows of each task
 PROMPTS = 10  # of each task, whose gates are looked at
+ANSWER = 96  # tokens of an answer to other questions, at most
 OUTSIDE = Path(__file__).parent / "outside.jsonl"
 
 Cell = dict[str, Any]
@@ -121,7 +122,8 @@ class Bench:
     def measure_fixed(self, name: str) -> None:
         """All that needs no training."""
         for label, weighting in self.fixed(name):
-            if (key := f"{name} | {label} | 0") not in self.kept.known():
+            key = f"{name} | {label} | 0"
+            if "outside" not in self.kept.known().get(key, {}):
                 self.keep(key, {"exact": self.exact(weighting, SETS[name]), "outside": self.outside(weighting)})
 
     def measure(self, name: str, kind: Kind, seed: int) -> None:
@@ -161,16 +163,15 @@ class Bench:
         }
 
     def outside_rows(self) -> list[dict[str, str]]:
-        """Questions of none of the tasks, with the base's own greedy answers."""
-        place = self.scratch / "answered.json"
-        if not place.exists():
-            questions = [json.loads(line) for line in OUTSIDE.read_text(encoding="utf-8").splitlines()]
-            *_, grid = text.generate(
-                self.base, [Variant("base")], [q["prompt"] for q in questions], text.Sampling(max_new_tokens=24)
-            )
-            rows = [{**q, "answer": answer} for q, answer in zip(questions, grid.texts[0], strict=True)]
-            place.write_text(json.dumps(rows))
-        found: list[dict[str, str]] = json.loads(place.read_text())
+        """Questions of none of the tasks, with the base's own greedy answers where these end: what is cut has no end to be scored."""
+        questions = [json.loads(line) for line in OUTSIDE.read_text(encoding="utf-8").splitlines()]
+        kept = Kept("outside", {}, [questions, ANSWER])
+        if not kept.known():
+            sampling = text.Sampling(max_new_tokens=ANSWER)
+            *_, grid = text.generate(self.base, [Variant("base")], [q["prompt"] for q in questions], sampling)
+            told = zip(questions, grid.texts[0], grid.ended[0], strict=True)
+            kept.keep("rows", [{**question, "answer": answer} for question, answer, ended in told if ended])
+        found: list[dict[str, str]] = kept.known()["rows"]
         return found
 
     def outside(self, weighting: Weighting) -> float:

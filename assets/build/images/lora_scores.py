@@ -137,7 +137,7 @@ def score(
                 "style_of_others": judge.style(spec.style, others, rest),
             }
         found[name] |= {"concept": judge.concept(own, mine), "others": judge.concept(others, rest)}
-    step = max(len(own) // 8, 1)
+    step = max(len(set(own)) // 8, 1)  # prompts are asked several times, from other noise, where there are few
     shown = range(0, 8 * step, step)
     sheet = grid.sheet([drawn[name][0][at] for name in ("base", "lora") for at in shown])
     record = {"prompts": len(own), "scores": found, "shown": [own[at].text for at in shown]}
