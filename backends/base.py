@@ -69,11 +69,11 @@ class Base(ABC):
     @property
     @abstractmethod
     def files(self) -> Sequence[Path]:
-        """Its configs and weights."""
+        """Its weights."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of configs and weights: equal for equal models wherever they came from."""
+        """Hash of the weights: equal for equal models wherever they came from. Configs also tell which library wrote them."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(builtin.sha256(file).encode())

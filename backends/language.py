@@ -34,8 +34,8 @@ class TextBase(Base):
 
     @property
     def files(self) -> Sequence[Path]:
-        """Its config and weights."""
-        return [self.folder / CONFIG, *sorted(self.folder.glob("*.safetensors"))]
+        """Its weights."""
+        return sorted(self.folder.glob("*.safetensors"))
 
     @property
     def has_chat_template(self) -> bool:

@@ -53,9 +53,8 @@ class ImageBase(Base):
 
     @property
     def files(self) -> Sequence[Path]:
-        """Its parts' configs and weights."""
-        parts = dict.fromkeys(name.split("/")[0] for name in self.weights)
-        return [self.folder / name for name in (*(f"{part}/{CONFIG}" for part in parts), *sorted(self.weights))]
+        """Its parts' weights."""
+        return [self.folder / name for name in sorted(self.weights)]
 
     @cached_property
     def accepts(self) -> Mapping[str, inspect.Parameter]:

@@ -32,7 +32,7 @@ class Base(Part):
     """The base that gates were trained on."""
 
     id: str = Field(description="its name")
-    fingerprint: str = Field(pattern=HASH, description="the hash of its config and weights")
+    fingerprint: str = Field(pattern=HASH, description="the hash of its weights")
 
 
 class Expert(Part):

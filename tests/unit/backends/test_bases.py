@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -84,6 +85,14 @@ def test_the_fingerprint_is_of_the_weights(folder: Path, tmp_path: Path) -> None
     tiny_tokenizer().save_pretrained(other)
     assert load_base(str(other)).fingerprint != first
     assert len(first) == 64
+
+
+def test_who_wrote_a_base_does_not_change_its_fingerprint(folder: Path, tmp_path: Path) -> None:
+    first, same = load_base(str(folder)).fingerprint, tmp_path / "same"
+    shutil.copytree(folder, same)
+    config = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    assert load_base(str(same)).fingerprint == first
 
 
 def test_shapes_of_the_linear_layers(folder: Path) -> None:
