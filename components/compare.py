@@ -18,6 +18,8 @@ from components.work import Loading
 from lego import AdapterError
 
 MOST_PROMPTS, PROMPT_LENGTH, MOST_TOKENS, MOST_ROWS = 16, 2000, 512, 96
+LENGTH = 32
+"""Tokens of an answer at most, unless someone chooses."""
 VARIANTS, AXES = "variants", "axes"
 MODES = [("Side by side", VARIANTS), ("Any two axes", AXES)]
 NOTHING = ("nothing", "")
@@ -92,7 +94,7 @@ def create() -> CompareTab:
         with gr.Column(scale=2, min_width=300) as writing:
             with gr.Row():
                 length = gr.Slider(
-                    4, MOST_TOKENS, 32, step=4, label="Length", info="Most tokens per answer.", min_width=200
+                    4, MOST_TOKENS, LENGTH, step=4, label="Length", info="Most tokens per answer.", min_width=200
                 )
                 info = "0 takes the likeliest word."
                 temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info=info, min_width=200)
@@ -105,13 +107,11 @@ def create() -> CompareTab:
     with gr.Row(elem_classes="by-actions"):
         run_button = gr.Button("Compare", variant="primary", scale=0, min_width=150)
         stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=170)
-        save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
-        save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
         bare: dict[str, Any] = {"container": False, "scale": 0, "min_width": 190, "elem_classes": "by-bare"}
         hidden = gr.Checkbox(False, label="Judge blind", **bare)
-        stamp = gr.Checkbox(True, label="Recipe in the files", **bare)
-    expected, progress = gr.HTML(label="Expected time"), gr.HTML()
-    with gr.Row():
+        expected = gr.HTML(label="Expected time", elem_classes="by-expected")
+    progress = gr.HTML(elem_classes="by-said")
+    with gr.Row(elem_classes="by-marks"):
         known = [NOTHING, "Base"]
         against = gr.Dropdown(
             known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=280
@@ -119,6 +119,9 @@ def create() -> CompareTab:
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
     with gr.Row(elem_classes="by-actions"):
+        save_json = gr.DownloadButton("Export JSON", interactive=False, scale=0, min_width=150)
+        save_html = gr.DownloadButton("Export HTML", interactive=False, scale=0, min_width=150)
+        stamp = gr.Checkbox(True, label="Recipe in the files", **bare)
         kept = (
             gr.Button("Make a report", scale=0, min_width=150),
             gr.DownloadButton("Report (HTML)", visible=False, scale=0),

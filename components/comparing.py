@@ -9,10 +9,13 @@ import gradio as gr
 
 from backends.image import Drawing
 from components import (
+    ahead,
+    aligning,
     axes_box,
     blind,
     comparison,
     document,
+    drawing,
     examples,
     export,
     fragments,
@@ -46,6 +49,7 @@ from lego import AdapterError
 from mole.cli import clock
 
 Found = Comparison | Gallery | None
+AHEAD = "Computed ahead. Compare runs it here; other variants, prompts and settings too."
 
 
 def _buttons(busy: bool) -> tuple[Any, Any]:
@@ -96,6 +100,24 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
             shown, judged = gr.skip(), found
         yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
     yield line, gr.skip(), found, *(gr.skip(),) * 4, *_buttons(busy=False)
+
+
+@told
+def at_once(session: Session, asked: int, suited: str | None, *settings: Any) -> tuple[Any, ...]:
+    """What was computed ahead, however busy the model is; where nothing was, one comparison more is ``asked`` for."""
+    form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
+    if draws and suited != session.base:  # the settings that suit this base are still on their way
+        form = form.guided(drawing.own_guidance(session.base))
+    found = None
+    if not form.blind and form.judge in (aligning.NONE, aligning.usual(session.base)):
+        planned = form.plan(session, draws)
+        found = ahead.found(session, planned, form.wanted(draws))
+    if found is None:
+        return *(gr.skip(),) * 9, asked + 1
+    against = marked(planned, form.against)
+    shown, line = redraw(found, against, None, form.scores), fragments.subtle(AHEAD)
+    recipe = form.recipe(session, draws)
+    return line, shown, found, offer(planned, against), None, None, recipe, *_buttons(busy=False), asked
 
 
 def marked(planned: Plan, against: str) -> str:
@@ -220,11 +242,16 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
-    runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
-    for event in (clicked, *asked):
-        queueing.follow(event.then, "model", tab.progress)
+    more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
+    runs = [listen(start, [session, *tab.settings], tab.running, **model) for listen in (clicked.then, more.change)]
+    for listen in (clicked.then, more.change):
+        queueing.follow(listen, "model", tab.progress)
     given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
+    for event in asked:
+        shown = event.then(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
+        shown.success(exports, given, files, **PRIVATE)
+        shown.failure(ended, seen, after, **PRIVATE)
     for one in runs:
         one.success(redraw, seen, [tab.grid], **PRIVATE)
         one.success(exports, given, files, **PRIVATE)

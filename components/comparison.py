@@ -137,23 +137,26 @@ def draw(
     base = found.names.index(against) if marks and against in found.names else None
     prompts = range(len(found.prompts))
     if found.layout is None:
-        return _columns(_column(found, i, prompts, base, running, scores) for i in range(len(found.names)))
+        return _columns(
+            [_column(found, i, prompts, base, running, scores) for i in range(len(found.names))], len(prompts)
+        )
     return "".join(_line(found, found.layout, j, base, running, scores) for j in range(found.layout.height))
 
 
-def _columns(columns: Iterable[str]) -> str:
-    return f'<div class="by-columns">{"".join(columns)}</div>'
+def _columns(columns: Iterable[str], prompts: int) -> str:
+    return f'<div class="by-columns by-level" style="--rows: {prompts + 2}">{"".join(columns)}</div>'
 
 
 def _line(found: Comparison, layout: Layout, j: int, base: int | None, running: bool, scores: Sequence[Scored]) -> str:
     """One row of a grid of axes under its heading."""
-    columns = []
+    columns: list[str] = []
+    prompts: Sequence[int] = ()
     for i, told in enumerate(layout.x.values):
         at = layout.place(i, j)
         prompts = [at[PROMPT]] if PROMPT in at else range(len(found.prompts))
         columns.append(_column(found, at[VARIANT], prompts, base, running, scores, told))
     heading = f'<h3 class="by-axis">{escape(layout.y.values[j])}</h3>' if layout.y else ""
-    return f"{heading}{_columns(columns)}"
+    return f"{heading}{_columns(columns, len(prompts))}"
 
 
 def _column(
@@ -172,7 +175,7 @@ def _column(
         f"{s.task} {s.exact:.0%} ({s.low:.0%}–{s.high:.0%})" for s in scores if s.weighting == found.weightings[i]
     )
     scored = f'<p class="by-subtle by-scored">{escape(known)}</p>' if known else ""
-    head = f"<header><b>{swatch}&ensp;{label}</b>{count}</header>{scored}"
+    head = f"<div><header><b>{swatch}&ensp;{label}</b>{count}</header>{scored}</div>"
     cells = "".join(_cell(found, i, j, base, running) for j in prompts)
     line = f'<i class="by-edge" style="background:{fragments.edge(found.slots[i])}"></i>'
     return f'<section class="by-column" aria-label="{escape(found.names[i])}">{line}{head}{cells}</section>'

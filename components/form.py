@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.image import Drawing
@@ -44,6 +44,11 @@ class Form:
         *own, judge = values
         texts = len(cls.__dataclass_fields__) - 2
         return cls(*own[:texts], tuple(own[texts:]), judge)
+
+    def guided(self, guidance: float | None) -> Form:
+        """The same with another guidance."""
+        steps, _, *rest = self.drawing
+        return replace(self, drawing=(steps, guidance, *rest))
 
     def wanted(self, draws: bool) -> Sampling | Drawing:
         """How texts or pictures are made, inside the page's limits."""

@@ -26,8 +26,8 @@ LOGO = (
     '<rect x="26" y="26" width="11" height="8" rx="2" fill="#b5532f" opacity=".5"/></svg>'
 )
 TITLE = (
-    f'<div class="by-header"><div class="by-brand">{LOGO}<div><h1>Brickyard</h1>'
-    "<p>Take LoRAs apart into their smallest bricks, merge them into one, and judge the result next to the originals.</p></div></div>"
+    f'<div class="by-header">{LOGO}<h1>Brickyard</h1>'
+    "<p>Take LoRAs apart into their smallest bricks, merge them into one, and judge the result next to the originals.</p>"
     '<div class="by-tools">'
     '<button type="button" class="by-tool" data-hints aria-label="Show the first steps" title="First steps">?</button>'
     '<button type="button" class="by-tool" data-theme aria-label="Switch between light and dark" title="Light or dark">◐</button>'
@@ -59,10 +59,10 @@ def create() -> Header:
         with gr.Column(scale=1, min_width=280, elem_classes="by-tight"):
             status = gr.HTML(_status("loading", "Base model", "starting"), label="Base model state")
             strip = gr.HTML(label="What is picked")
-        with gr.Column(scale=0, min_width=170, elem_classes="by-tight"):
+        with gr.Column(scale=0, min_width=352, elem_classes="by-tight"), gr.Row(elem_classes="by-ways"):
             again = gr.Button("Try again", visible=False, min_width=110)
-            compare = gr.Button("Compare them", variant="primary", min_width=150)
-            other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=150)
+            other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=160)
+            compare = gr.Button("Compare them", variant="primary", min_width=140)
     return Header(status, again, strip, compare, other)
 
 

@@ -64,13 +64,15 @@ def create() -> MapTab:
     """Lay the tab out; nothing is wired yet."""
     with gr.Column(elem_id="map-page", elem_classes="plain"):
         with gr.Row():
-            kind = gr.Dropdown([], label="Kind of module", min_width=130, scale=3)
-            layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=2)
+            # What is chosen may be of picks that have just changed: that is looked after here, not by Gradio.
+            loose: dict[str, Any] = {"min_width": 130, "allow_custom_value": True}
+            kind = gr.Dropdown([], label="Kind of module", scale=3, **loose)
+            layer = gr.Dropdown([ALL_LAYERS], value=ALL_LAYERS, label="Layer", scale=2, **loose)
             colourings = list(unit_figures.COLOURINGS)
             colour = gr.Radio(colourings, value="adapter", label="Colour by", min_width=300, scale=7)
             projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
             k = gr.Slider(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
-        note = gr.HTML(fragments.progress("Reading units", None))
+        note = gr.HTML(fragments.progress("Reading bricks", None))
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 plot = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
@@ -97,8 +99,14 @@ def where(kind: str, layer: str) -> str:
 
 
 def seen(session: Session, kind: str, layer: str, k: float) -> maps.View:
-    """The map that the controls ask for."""
-    return maps.view(session, where(kind, layer), int(k))
+    """The map that the controls ask for; where they still stand as for other picks, the map that they will ask for."""
+    try:
+        return maps.view(session, where(kind, layer), int(k))
+    except AdapterError:
+        kinds = maps.kinds(session)
+        if kind in kinds and layer == ALL_LAYERS:
+            raise
+        return maps.view(session, kind if kind in kinds else kinds[0], int(k))
 
 
 def picks(session: Session) -> tuple[Any, ...]:
@@ -129,7 +137,7 @@ def draw(
 ) -> Iterator[tuple]:
     """Draw the map: at once with what is there, and again when a projection that had to be computed is ready."""
     if not session.picks or not kind:
-        yield figures.empty("Pick adapters in the Library to see their units."), fragments.subtle("Nothing is picked.")
+        yield figures.empty("Pick adapters in the Library to see their bricks."), fragments.subtle("Nothing is picked.")
         return
     view = seen(session, kind, layer, k)
     ready = maps.projected(view, projection)
@@ -148,7 +156,7 @@ def _caption(view: maps.View) -> str:
     modules, shown = len(view.units.modules), len(view.units)
     place = f"{modules} modules, {view.k} clusters in each" if modules > 1 else f"one module, {view.k} clusters"
     how = "Drag a lasso or click to select, Escape or a double click clears."
-    return f"{shown} of {view.total} units shown · {place}. {how}"
+    return f"{shown} of {view.total} bricks shown · {place}. {how}"
 
 
 @told

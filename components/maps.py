@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from backends import library
+from components import laid
 from components.blocks import of_pipeline, place_of, places, running_order
 from components.figures import Group
 from components.projector import projector
@@ -34,8 +35,8 @@ _lock = threading.Lock()
 class Mapped:
     """A unit map with its projections, shared by every visitor who looks at the same adapters and modules."""
 
-    def __init__(self, units: UnitMap, total: int) -> None:
-        self.units, self.total = units, total
+    def __init__(self, units: UnitMap, total: int, ahead: np.ndarray | None = None) -> None:
+        self.units, self.total, self._ahead = units, total, ahead
         self.clusters, self.alike = lru_cache(maxsize=16)(units.clusters), lru_cache(maxsize=16)(units.alike)
 
     @cached_property
@@ -53,7 +54,11 @@ class Mapped:
 
     @cached_property
     def umap(self) -> Future[np.ndarray]:
-        """UMAP coordinates (units, 2), computed in the background from the first time that they are asked for."""
+        """UMAP coordinates (units, 2): computed ahead, or in the background from the first time that they are asked for."""
+        if self._ahead is not None:
+            known: Future[np.ndarray] = Future()
+            known.set_result(self._ahead)
+            return known
         return in_thread(lambda: projector.umap(self.units.components()), "umap")
 
 
@@ -88,7 +93,8 @@ def _mapped(weights: tuple[tuple[str, float], ...], where: str) -> Mapped:
     modules = modules_at(adapters, where)
     counts = [sum(a.modules[m].rank for a in adapters if m in a.modules) for m in modules]
     kept = _thinned(modules, counts)
-    return Mapped(unit_map(adapters, kept, [weight for _, weight in weights]), sum(counts))
+    units = unit_map(adapters, kept, [weight for _, weight in weights])
+    return Mapped(units, sum(counts), laid.umap(weights, where))
 
 
 def pipeline_kinds(adapters: Sequence[Adapter]) -> dict[str, list[str]]:

@@ -38,16 +38,17 @@ def told(before: int) -> str:
     return fragments.progress(f"Waiting for its turn: {text}", None)
 
 
-def place_in(queue: str) -> Callable[..., AsyncIterator[str]]:
+def place_in(queue: str) -> Callable[..., AsyncIterator[Any]]:
     """The handler that follows a visitor's place in a queue until it is their turn; it takes no thread while it waits.
 
     Args:
         queue: the concurrency id of what they wait for.
     """
 
-    async def place(request: gr.Request) -> AsyncIterator[str]:
+    async def place(request: gr.Request) -> AsyncIterator[Any]:
         page: Any = LocalContext.blocks.get()
         shown, missed = None, 0
+        yield gr.skip()  # without a value at all, the end would empty the line
         while missed < SLOW:
             line = page._queue.event_queue_per_concurrency_id[queue]
             before = ahead(line.queue, line.current_concurrency, str(request.session_hash))

@@ -162,7 +162,7 @@ def clusters_of_module(owner: np.ndarray, cluster: np.ndarray, groups: Sequence[
     figure = go.Figure()
     for j, group in enumerate(groups):
         counts = np.bincount(cluster[owner == j], minlength=cluster.max() + 1)[order]
-        hover = f"cluster %{{x}}: %{{y}} units of {group.name}<extra></extra>"
+        hover = f"cluster %{{x}}: %{{y}} bricks of {group.name}<extra></extra>"
         figure.add_bar(x=names, y=counts, name=group.name, marker_color=group.colour, hovertemplate=hover)
     return _bars(figure, {"title": "cluster", "type": "category"}, "units")
 

@@ -78,8 +78,8 @@ def clusters(session: Session, seen: maps.View) -> Shown:
     rows = [f"{'' if single else f'{along} {labels[layer[first[c]]]} · '}{found[first[c]] + 1}" for c in order]
     names = view_figures.names(seen.groups)
     shown = np.where(counts[order] > 0, counts[order], np.nan)
-    figure = view_figures.heat(rows, names, shown, "units", "d")
-    about = "Units of each adapter in a cluster, clusters of most adapters first; a cell selects its units."
+    figure = view_figures.heat(rows, names, shown, "bricks", "d")
+    about = "Bricks of each adapter in a cluster, clusters of most adapters first; a cell selects its bricks."
     if len(first) > MOST_CLUSTERS:
         about = f"{about} {MOST_CLUSTERS} of {len(first)}."
     return Shown(
@@ -97,7 +97,7 @@ def norms(session: Session, seen: maps.View) -> Shown:
     squares = np.diagonal(found.inner, axis1=1, axis2=2)
     values = np.stack([np.sqrt(np.maximum(squares[places == i].sum(0), 0)) for i in range(len(labels))], axis=1)
     figure = view_figures.heat(view_figures.names(seen.groups), labels, values, "norm")
-    about = "‖wΔW‖ of each adapter over all modules of a layer; a cell selects the adapter's units there."
+    about = "‖wΔW‖ of each adapter over all modules of a layer; a cell selects the adapter's bricks there."
     return Shown("Norms by layer", about, figure, _cells(seen, found.modules, places))
 
 
@@ -108,7 +108,7 @@ def meeting(session: Session, seen: maps.View) -> Shown:
     values = np.stack([_part(found, places == i).total().scores[0] for i in range(len(labels))], axis=1)
     figure = view_figures.heat(view_figures.names(seen.groups), labels, values, "interference")
     about = (
-        "Which share of what all others do acts on the inputs that an adapter reads, 0 to 1; a cell selects its units."
+        "Which share of what all others do acts on the inputs that an adapter reads, 0 to 1; a cell selects its bricks."
     )
     return Shown("Interference by layer", about, figure, _cells(seen, found.modules, places))
 
@@ -125,7 +125,7 @@ def _between(measure: str, title: str, about: str) -> View:
         def units(row: int, column: int) -> UnitSet:
             return _units(seen, np.isin(seen.units.adapter, [row, column]))
 
-        return Shown(title, f"{about} A cell selects the units of both on this map.", figure, units)
+        return Shown(title, f"{about} A cell selects the bricks of both on this map.", figure, units)
 
     return show
 
@@ -144,12 +144,10 @@ def silhouette(session: Session, seen: maps.View) -> Shown:
     ks = np.unique(np.linspace(2, max(2, most - 1), MOST_KS).round().astype(int)).tolist()
     ks = sorted({*ks, paper} - {1, most})
     if most < 3:
-        raise AdapterError("there are too few units here to compare clusters", None, "Pick more adapters.")
+        raise AdapterError("there are too few bricks here to compare clusters", None, "Pick more adapters.")
     values = _silhouettes(session.weights, seen.units.modules, tuple(ks), seen.mapped)
     figure = view_figures.silhouette(ks, values, paper)
-    about = (
-        "Near 1 clusters are tight and far apart, near 0 they run into each other: the mean over all units of this map."
-    )
+    about = "Near 1 clusters are tight and far apart, near 0 they run into each other: the mean over all bricks of this map."
     return Shown("Silhouette over k", about, figure)
 
 

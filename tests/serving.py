@@ -41,7 +41,7 @@ def free_port() -> int:
 @contextmanager
 def served(home: Path, log: Path, **more: str) -> Iterator[str]:
     """The address of a running app; what it prints goes to ``log``; ``more`` joins its environment."""
-    port = free_port()
+    port = more.get("GRADIO_SERVER_PORT") or free_port()
     environment = {**os.environ, "BRICKYARD_HOME": str(home), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     environment["OMP_NUM_THREADS"] = "1"  # on two cores the other one is the browser's
     environment.pop("SPACE_ID", None)

@@ -2,6 +2,7 @@
 ``python -m assets.build image-base | image-clip --out FOLDER``, ``image-grid FOLDER``: the image models;
 ``image-loras --base FOLDER --clip FOLDER --out FOLDER``: their LoRAs; ``image-captions``: pictures with captions for gates over
 them; see ``images/stages.py``.
+``python -m assets.build first``, last of all: what the page opens with, computed ahead.
 
 Everything is seeded. Interrupted training continues from its last checkpoint, and finished adapters are left as they
 are unless ``--force`` is given.
@@ -101,11 +102,21 @@ def everything(arguments: argparse.Namespace) -> None:
         stage(arguments)
 
 
+def first(arguments: argparse.Namespace) -> None:
+    """What the page opens with on either base: its first comparison and the maps of its picks."""
+    from components import ahead, kinds
+
+    for kind in arguments.kind or (kinds.TEXT, kinds.IMAGE):
+        ahead.write(kind)
+        ahead.write_maps(kind)
+        print(f"{kind}: written", flush=True)
+
+
 def main() -> int:
     """Parse the command line and run it; 1 when it could not be done."""
     cache = Path(os.environ.get("BRICKYARD_HOME", Path.home() / ".cache/brickyard"))
     parser = argparse.ArgumentParser(prog="python -m assets.build", description=__doc__)
-    stages = {"data": data, "train": train, "cards": cards, "all": everything, **images.STAGES}
+    stages = {"data": data, "train": train, "cards": cards, "all": everything, "first": first, **images.STAGES}
     parser.add_argument("stage", choices=stages)
     parser.add_argument(
         "--only", action="append", choices=[*TASKS, *images.SPECS], help="this adapter only; may be repeated"
@@ -113,6 +124,7 @@ def main() -> int:
     parser.add_argument("--base", default="smollm2-135m-instruct", help="id, hub id or folder of the base model")
     parser.add_argument("--work", type=Path, default=cache / "build", help="packages, training rows, checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
+    parser.add_argument("--kind", action="append", choices=["text", "image"], help="of what `first` makes")
     parser.add_argument("--force", action="store_true", help="train anew what is already there")
     images.add_options(parser)
     arguments = parser.parse_args()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
+import gradio as gr
 import pytest
 from gradio.context import LocalContext
 
@@ -25,13 +27,14 @@ def test_the_place_is_said_until_it_is_ones_turn(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(queueing, "EVERY", 0)
     line = SimpleNamespace(queue=waiting("x", "y"), current_concurrency=1)
     page = SimpleNamespace(_queue=SimpleNamespace(event_queue_per_concurrency_id={"model": line}))
-    told: list[str] = []
+    told: list[Any] = []
 
     async def follow() -> None:
         LocalContext.blocks.set(page)
         async for text in queueing.place_in("model")(SimpleNamespace(session_hash="me")):
             told.append(text)
-            line.queue.pop(0)
+            if told[1:]:
+                line.queue.pop(0)
 
     async def come_then_move() -> None:
         await asyncio.sleep(0)
@@ -41,8 +44,8 @@ def test_the_place_is_said_until_it_is_ones_turn(monkeypatch: pytest.MonkeyPatch
         await asyncio.gather(follow(), come_then_move())
 
     asyncio.run(both())
-    assert ["3 are before you" in told[0], "2 are before you" in told[1], "You are next" in told[2]] == [True] * 3
-    assert len(told) == 3
+    assert ["3 are before you" in told[1], "2 are before you" in told[2], "You are next" in told[3]] == [True] * 3
+    assert len(told) == 4
 
 
 def test_who_need_not_wait_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +53,8 @@ def test_who_need_not_wait_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     line = SimpleNamespace(queue=waiting("x"), current_concurrency=1)
     page = SimpleNamespace(_queue=SimpleNamespace(event_queue_per_concurrency_id={"model": line}))
 
-    async def follow() -> list[str]:
+    async def follow() -> list[Any]:
         LocalContext.blocks.set(page)
         return [text async for text in queueing.place_in("model")(SimpleNamespace(session_hash="me"))]
 
-    assert asyncio.run(follow()) == []
+    assert asyncio.run(follow()) == [gr.skip()], "a generator without any value empties what it is wired to"

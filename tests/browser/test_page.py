@@ -26,6 +26,18 @@ def test_the_page_opens_ready_to_compare(opened: Opened) -> None:
     expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
 
 
+def test_the_first_comparison_and_umap_are_there_at_once(opened: Opened) -> None:
+    page = opened()
+    page.get_by_role("button", name="Compare them").click()
+    expect(page.get_by_text("Computed ahead")).to_be_visible(timeout=15_000)  # it takes a minute on two cores
+    assert page.get_by_role("region", name="LoRA-LEGO").locator(".by-text").first.inner_text().strip()
+    expect(page.get_by_role("button", name="Export JSON")).to_be_enabled()
+    tab(page, "Map")
+    page.get_by_label("UMAP", exact=True).check()
+    expect(page.get_by_text("while UMAP is computed")).to_have_count(0)
+    expect(page.get_by_text("600 of 600 bricks shown")).to_be_visible()
+
+
 def test_the_map_answers_its_controls(opened: Opened) -> None:
     page = opened()
     page.locator("#unit-map .point").last.hover(force=True)
@@ -84,7 +96,8 @@ def test_two_visitors_do_not_disturb_each_other(opened: Opened) -> None:
 
 def test_a_comparison_can_be_stopped(opened: Opened) -> None:
     page = opened()
-    page.get_by_role("button", name="Compare them").click()
+    tab(page, "Compare")
+    page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_text(re.compile(r"token [1-9]\d* of at most 32"))).to_be_visible(timeout=120_000)
     page.get_by_role("button", name="Stop comparing").click()
     expect(page.get_by_text("Stopped.")).to_be_visible()
