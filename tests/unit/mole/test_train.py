@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -465,6 +466,18 @@ def test_in_half_precision_the_gates_stay_in_full() -> None:
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in half.gates.parameters() if p.grad is not None)
     list(half.run())
     assert half.step == 4
+
+
+def test_a_base_whose_weights_wait_elsewhere_trains_the_same_gates() -> None:
+    """As with a ``device_map`` that offloads: accelerate brings each layer's weights when it runs."""
+    here = trainer()
+    model = accelerate.cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    there = Trainer(model, here.gated.live.pool, trainer().gates, here.batch_of, loss, QUICK)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    losses = [[progress.loss for progress in one.run()] for one in (here, there)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for key, value in numbers(here).items():
+        torch.testing.assert_close(there.gates.state_dict()[key], value)
 
 
 def test_two_processes_train_the_gates_of_one(tmp_path: Path) -> None:
