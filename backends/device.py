@@ -19,11 +19,13 @@ def lends() -> bool:
 def pick() -> tuple[torch.device, torch.dtype]:
     """The device and the type of the weights: CUDA in bf16 (fp16 where it has none), Apple's GPU in fp16, the CPU in fp32.
 
-    ``BRICKYARD_DEVICE`` (``cpu``, ``cuda``, ``mps``) overrides the choice.
+    ``BRICKYARD_DEVICE`` (``cpu``, ``cuda``, ``mps``) overrides the choice. Of several processes that train together each has a GPU
+    of its own, by the number that ``accelerate launch`` gives it.
     """
-    wanted = os.environ.get("BRICKYARD_DEVICE", "")
+    wanted, rank = os.environ.get("BRICKYARD_DEVICE", ""), os.environ.get("LOCAL_RANK")
     if (wanted or "cuda").startswith("cuda") and torch.cuda.is_available():
-        return torch.device(wanted or "cuda"), torch.bfloat16 if has_bf16() else torch.float16
+        own = f"cuda:{int(rank) % torch.cuda.device_count()}" if rank else "cuda"
+        return torch.device(wanted or own), torch.bfloat16 if has_bf16() else torch.float16
     if wanted in ("", "mps") and torch.backends.mps.is_available():
         return torch.device("mps"), torch.float16
     return torch.device("cpu"), torch.float32

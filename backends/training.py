@@ -22,12 +22,13 @@ from backends.variants import Variant, pool_of
 from lego.errors import AdapterError
 from lego.recipe import Source
 from mole import checkpoint
+from mole.batch import Batch
 from mole.gate import Gates
 from mole.gated import Gated
 from mole.pool import Weighting
 from mole.recipe import GateRecipe, Rows
 from mole.sites import find_sites
-from mole.train import Batch, Progress, Trainer
+from mole.train import Progress, Trainer
 
 BACKWARD = 2.2
 """Seconds of a step over seconds of its forward pass, for the estimate only."""
@@ -171,13 +172,20 @@ class Training:
             raise AdapterError(error.what, error.where or place, error.fix) from error
 
     def save(self, folder: Path) -> None:
-        """Write the gates as they are now.
+        """Write the gates as they are now; where several processes train them, the first one writes and the others wait.
 
         Raises:
             AdapterError: when the folder exists or cannot be written.
         """
-        experts = experts_of(self.keys)
-        checkpoint.save_gates(folder, self.gates, base_of(self.base), experts, self.recipe, self.trainer.state())
+        if self.first:
+            experts = experts_of(self.keys)
+            checkpoint.save_gates(folder, self.gates, base_of(self.base), experts, self.recipe, self.trainer.state())
+        self.trainer.accelerator.wait_for_everyone()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all that train these gates."""
+        return self.trainer.accelerator.is_main_process
 
     def add(self, name: str) -> GateEntry:
         """The gates as they are now as an entry of the library.

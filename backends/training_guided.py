@@ -18,9 +18,9 @@ from backends.alignment import Alignment
 from backends.captions import Captioned
 from backends.pipelines import ImageBase
 from backends.training_image import Denoiser, generator_of, read_sets
+from mole.batch import Batch
 from mole.losses import directional_loss, global_loss
 from mole.recipe import GateRecipe
-from mole.train import Batch
 
 
 class Painter(Denoiser):

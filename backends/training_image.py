@@ -17,9 +17,9 @@ from backends.captions import ASSETS, Captioned, captions_folder, open_picture, 
 from backends.pipelines import ImageBase
 from backends.rows import HELD_OUT
 from lego.errors import AdapterError
+from mole.batch import Batch
 from mole.losses import denoising_loss
 from mole.recipe import GateRecipe
-from mole.train import Batch
 
 LATENTS = 512
 """Pictures whose latents are kept in memory."""

@@ -14,9 +14,9 @@ from backends.decode import pad_left, read_by_gates
 from backends.rows import ASSETS, HELD_OUT, read_rows, rows_file
 from backends.score import Example, encode_row
 from lego.errors import AdapterError
+from mole.batch import Batch
 from mole.losses import IGNORED, answer_loss
 from mole.recipe import GateRecipe
-from mole.train import Batch
 
 
 class TextSamples:

@@ -27,8 +27,8 @@ from backends.training_text import text_batch, text_loss
 from backends.variants import Variant, encode
 from benchmarks.kept import Kept
 from benchmarks.report import machine, parser_for, table, write_into_readme
+from mole.batch import Batch
 from mole.recipe import GateRecipe
-from mole.train import Batch
 
 LORAS = ("kind", "past-tense", "language")
 ROWS, STEPS, TOKENS, BATCH = 50, 30, 32, 16

@@ -50,8 +50,8 @@ def place_in(queue: str) -> Callable[..., AsyncIterator[Any]]:
         shown, missed = None, 0
         yield gr.skip()  # without a value at all, the end would empty the line
         while missed < SLOW:
-            line = page._queue.event_queue_per_concurrency_id[queue]
-            before = ahead(line.queue, line.current_concurrency, str(request.session_hash))
+            line = page._queue.event_queue_per_concurrency_id.get(queue)  # there from its first event on
+            before = line and ahead(line.queue, line.current_concurrency, str(request.session_hash))
             if before is None:  # not come yet, or its turn
                 if shown is not None:
                     return

@@ -69,20 +69,25 @@ def run_train(options: argparse.Namespace) -> int:
     training = outside("backends.training:Training", "training gates")(base, keys, recipe, path.parent)
     if options.resume:
         training.resume(Path(options.resume))
-    print(f"about {clock(training.expected_seconds())} for {recipe.training.steps} steps", file=sys.stderr)
+    tell = print if training.first else silent
+    tell(f"about {clock(training.expected_seconds())} for {recipe.training.steps} steps", file=sys.stderr)
     stop, first, progress = threading.Event(), None, None
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
         for progress in training.run(stop):
             first = first or progress
-            print(line(progress, first), file=sys.stderr, flush=True)
+            tell(line(progress, first), file=sys.stderr, flush=True)
             if options.every and progress.step % options.every == 0 and progress.step < progress.steps:
                 training.save(out.with_name(f"{out.name}.step{progress.step}"))
     finally:
         signal.signal(signal.SIGINT, before)
     training.save(out)
-    print(f"{out}: {len(training.gates.sites)} gates, {training.gates.parameter_count} parameters")
+    tell(f"{out}: {len(training.gates.sites)} gates, {training.gates.parameter_count} parameters")
     return 1 if progress and progress.stopped else 0
+
+
+def silent(*_: object, **__: object) -> None:
+    """In place of `print` in all but the first of several processes."""
 
 
 def line(progress: Progress, first: Progress) -> str:

@@ -26,8 +26,24 @@ def balance_loss(chosen: Iterable[Float[Tensor, "rows experts"]], loras: int) ->
         chosen: the gates' choices.
         loras: N. A base expert's column after them takes no part: q is then each LoRA's share of what the LoRAs get.
     """
-    q = torch.stack([gate.mean(dim=0) for gate in chosen]).mean(dim=0)[:loras]
+    return balance_of(mean_choice(chosen), loras)
+
+
+def mean_choice(chosen: Iterable[Float[Tensor, "rows experts"]]) -> Float[Tensor, "experts"]:
+    """q of equation 14: the mean over all gates and rows."""
+    return torch.stack([gate.mean(dim=0) for gate in chosen]).mean(dim=0)
+
+
+def balance_of(q: Float[Tensor, "experts"], loras: int) -> Float[Tensor, ""]:
+    """`balance_loss` from the mean choice."""
+    q = q[:loras]
     return -(q / q.sum().clamp_min(1e-12)).clamp_min(1e-12).log().sum()
+
+
+def balance_slope(q: Float[Tensor, "experts"], loras: int) -> Float[Tensor, "experts"]:
+    """∂L_balance/∂q. A batch's q is the sum of what its parts bring, so that each part's gradient is this times its own."""
+    q = q.detach().requires_grad_()
+    return torch.autograd.grad(balance_of(q, loras), q)[0]
 
 
 def entropy(chosen: Iterable[Float[Tensor, "rows experts"]]) -> Float[Tensor, ""]:

@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lego.errors import AdapterError
+from mole.batch import Batch, parts
 from mole.gate import Gates
 from mole.gated import EVERYWHERE, Gated, Route
-from mole.losses import balance_loss, entropy
+from mole.losses import balance_loss, balance_of, balance_slope, entropy, mean_choice
 from mole.memory import out_of_memory, release
 from mole.pool import LivePool, Weighting
 
@@ -44,34 +46,6 @@ class TrainConfig(BaseModel):
         default=36, ge=2, le=4096, description="Samples that tell a centred gate its inputs' mean and spread."
     )
     seed: int = Field(default=0, ge=0, description="Which samples come when.")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples as tensors.
-
-    Attributes:
-        inputs: arguments of the base's forward pass; tensors have a row for each sample.
-        prompt: which tokens the gates read, (rows, tokens); None for every place of an image.
-        targets: what the loss needs, a row for each sample.
-    """
-
-    inputs: dict[str, object]
-    prompt: Bool[Tensor, "rows tokens"] | None
-    targets: Tensor
-
-    def part(self, rows: slice) -> Batch:
-        """Some of the samples."""
-        inputs = {key: value[rows] if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
-        return Batch(inputs, None if self.prompt is None else self.prompt[rows], self.targets[rows])
-
-    def to(self, device: torch.device) -> Batch:
-        """The samples on a device."""
-        inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
-        return Batch(inputs, None if self.prompt is None else self.prompt.to(device), self.targets.to(device))
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -201,10 +175,10 @@ class Trainer:
     def update(self, start: float) -> Progress:
         """One step: its gradient in as many parts as memory needs, then the gates' update unless something is not finite."""
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        none = torch.zeros(3 + len(self.gates.sites) * len(self.gates.columns), device=self.device)
         batch = self.batch_of(self.step, self.config.batch)
-        sums = self.total(sum(self.in_parts(batch.part(own), self.backward, len(batch)), none))
-        loss, balance, spread = sums[:3].tolist()
+        sums = self.total(self.gradients(batch.part(own), batch))
+        (loss, spread), shares = sums[:2].tolist(), sums[2:].view(len(self.gates.sites), -1).cpu()
+        balance = float(balance_of(shares.mean(dim=0), len(self.gates.experts)))
         self.gather_gradients()
         norm = float(self.accelerator.clip_grad_norm_(self.gates.parameters(), self.config.clip))
         if math.isfinite(loss + balance + norm):
@@ -213,7 +187,6 @@ class Trainer:
                 group["lr"] = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup))
             self.optimizer.step()
             self.step += 1
-        shares = sums[3:].view(len(self.gates.sites), -1).cpu()
         return Progress(self.step, self.config.steps, loss, balance, spread, shares, time.perf_counter() - start)
 
     def total(self, own: Tensor) -> Tensor:
@@ -249,15 +222,44 @@ class Trainer:
             self.micro = max(1, min(self.micro, len(batch)) // 2)
             release(self.device)
 
-    def backward(self, part: Batch, share: float) -> Float[Tensor, "sums"]:
-        """Gradients of one part of a batch; its share of the batch's sums."""
+    def gradients(self, own: Batch, batch: Batch) -> Float[Tensor, "sums"]:
+        """Gradients of this process's samples, and what they bring to the batch's loss, entropy and shares.
+
+        The balance loss is of the whole batch (equation 14): where that comes in several parts, they are all looked at first.
+        """
+        none = torch.zeros(2 + len(self.gates.sites) * len(self.gates.columns), device=self.device)
+        while True:
+            q = None
+            if apart := self.apart(batch):
+                q = self.total(sum(self.in_parts(own, self.mixed, len(batch)), none.new_zeros(len(self.gates.columns))))
+            sums = sum(self.in_parts(own, partial(self.backward, q=q), len(batch)), none)
+            if apart or not self.apart(batch):  # else memory ran out under the whole
+                return sums
+
+    def apart(self, batch: Batch) -> bool:
+        """Whether no pass sees the balance of all of a batch."""
+        return self.config.alpha > 0 and (self.accelerator.num_processes > 1 or self.micro < len(batch))
+
+    def mixed(self, part: Batch, share: float) -> Float[Tensor, "experts"]:
+        """What one part of a batch brings to its q."""
+        with torch.no_grad():
+            return share * mean_choice(self.gated(part)[1].chosen.values())
+
+    def backward(self, part: Batch, share: float, q: Tensor | None) -> Float[Tensor, "sums"]:
+        """Gradients of one part of a batch; its share of the batch's sums.
+
+        Args:
+            part: some samples.
+            share: of the batch.
+            q: of the batch; the part's own unless given.
+        """
         loss, route = self.gated(part)
-        chosen = list(route.chosen.values())
-        balance = balance_loss(chosen, len(self.gates.experts))
+        chosen, loras = list(route.chosen.values()), len(self.gates.experts)
+        balance = balance_loss(chosen, loras) if q is None else balance_slope(q, loras) @ mean_choice(chosen)
         self.accelerator.backward((loss + self.config.alpha * balance) * share)
         with torch.no_grad():
             means = torch.stack([gate.mean(dim=0) for gate in chosen]).flatten()
-            return share * torch.cat([torch.stack([loss, balance, entropy(chosen)]).float(), means])
+            return share * torch.cat([torch.stack([loss, entropy(chosen)]).float(), means])
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
@@ -298,9 +300,3 @@ class Trainer:
             raise AdapterError(what, None, "Train from the start.")
         if bad := [key for key, value in state.items() if not value.isfinite().all()]:
             raise AdapterError(f"the training's state is not finite ({bad[0]})", None, "Train from the start.")
-
-
-def parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch in parts of at most so many samples."""
-    for start in range(0, len(batch), size):
-        yield batch.part(slice(start, start + size))

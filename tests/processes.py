@@ -6,6 +6,8 @@ Run as ``python -m tests.processes FOLDER`` with the variables that accelerate s
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lego import Adapter, Factors
+from mole.batch import Batch
 from mole.gate import GateConfig, Gates
 from mole.pool import LivePool
 from mole.sites import Site
-from mole.train import Batch, TrainConfig, Trainer
+from mole.train import TrainConfig, Trainer
 
-UNEVEN = TrainConfig(steps=4, batch=5, micro_batch=1, alpha=0.0, lr=0.05, warmup=2, calibration=6)
-SINGLE = TrainConfig(steps=4, batch=1, alpha=0.0, lr=0.05, warmup=2, calibration=6)
+UNEVEN = TrainConfig(steps=4, batch=5, micro_batch=2, alpha=0.5, lr=0.05, warmup=2, calibration=6)
+SINGLE = TrainConfig(steps=4, batch=1, alpha=0.5, lr=0.05, warmup=2, calibration=6)
 """Three samples here and two there; one here and none there."""
 
 
@@ -65,6 +68,46 @@ def trained(config: TrainConfig) -> tuple[Trainer, dict[str, Tensor]]:
     trainer = net_trainer(config)
     losses = [progress.loss for progress in trainer.run()]
     return trainer, {**trainer.gates.state_dict(), "losses": torch.tensor(losses)}
+
+
+def two_processes(*arguments: str, **more: str) -> list[str]:
+    """Python twice, with the variables that ``accelerate launch --cpu --num_processes 2`` sets; what each wrote.
+
+    Args:
+        arguments: of Python.
+        more: joins the environment.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        **more,
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=Path(__file__).parents[1],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=240)[0].decode() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    for process, text in zip(running, told, strict=True):
+        assert process.returncode == 0, text[-2000:]
+    return told
 
 
 def main(folder: Path) -> None:

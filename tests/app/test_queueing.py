@@ -58,3 +58,15 @@ def test_who_need_not_wait_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         return [text async for text in queueing.place_in("model")(SimpleNamespace(session_hash="me"))]
 
     assert asyncio.run(follow()) == [gr.skip()], "a generator without any value empties what it is wired to"
+
+
+def test_a_queue_in_which_nobody_has_been_yet_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is the first of all to wait may look before their event has come."""
+    monkeypatch.setattr(queueing, "EVERY", 0)
+    page = SimpleNamespace(_queue=SimpleNamespace(event_queue_per_concurrency_id={}))
+
+    async def follow() -> list[str]:
+        LocalContext.blocks.set(page)
+        return [text async for text in queueing.place_in("training")(SimpleNamespace(session_hash="me"))]
+
+    assert asyncio.run(follow()) == [gr.skip()]

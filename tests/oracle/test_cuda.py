@@ -9,11 +9,12 @@ import torch
 
 import lego
 from lego.__main__ import main
+from mole.batch import Batch
 from mole.gate import GateConfig, Gates
 from mole.losses import answer_loss
 from mole.pool import LivePool
 from mole.sites import find_sites
-from mole.train import Batch, TrainConfig, Trainer
+from mole.train import TrainConfig, Trainer
 from tests.conftest import mixed_adapters
 from tests.naive_gates import some_adapters
 from tests.tiny import tiny_model

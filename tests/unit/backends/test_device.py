@@ -35,6 +35,20 @@ def test_the_best_device_is_picked(
     assert (place.type, dtype) == found
 
 
+def test_processes_that_train_together_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BRICKYARD_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        found.append(str(device.pick()[0]))
+    assert found == ["cuda:0", "cuda:1"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert str(device.pick()[0]) == "cuda"
+
+
 def test_the_gpu_decorator_does_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
 

@@ -16,6 +16,7 @@ from mole.__main__ import main
 from mole.checkpoint import load_gates, read_tensors
 from mole.train import Progress
 from tests.conftest import write_peft
+from tests.processes import two_processes
 from tests.tiny import tiny_model, tiny_tensors, tiny_tokenizer
 
 
@@ -103,6 +104,19 @@ def test_a_checkpoint_goes_on_where_it_was(place: Path) -> None:
     whole, rest = (read_tensors(place / name / checkpoint.TRAINING) for name in ("whole", "rest"))
     assert set(whole) == set(rest)
     assert all(torch.equal(whole[key], rest[key]) for key in whole)
+
+
+def test_two_processes_write_one_folder(place: Path) -> None:
+    """``accelerate launch -m mole train``: the first process writes and speaks, and what it writes is what one alone learns."""
+    assert main(["train", str(place / "recipe.yaml"), "-o", str(place / "one")]) == 0
+    arguments = ["train", str(place / "recipe.yaml"), "-o", str(place / "two"), "--every", "3"]
+    first, second = two_processes("-m", "mole", *arguments)
+    assert "two: 2 gates" in first
+    assert "loss" in first
+    assert "loss" not in second
+    assert sorted(path.name for path in place.glob("two*")) == ["two", "two.step3"]
+    one, two = (read_tensors(place / name / checkpoint.WEIGHTS) for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
 def test_ctrl_c_keeps_what_was_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

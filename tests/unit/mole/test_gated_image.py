@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lego import Adapter, AdapterError
+from mole.batch import Batch
 from mole.checkpoint import Base, Expert, load_gates, save_gates
 from mole.gate import GateConfig, Gates
 from mole.gated import EVERYWHERE, Gated, Route
@@ -21,7 +22,7 @@ from mole.places import mean_patch, patches
 from mole.recipe import GateRecipe
 from mole.sites import Site, find_sites
 from mole.trace import course, trace
-from mole.train import Batch, TrainConfig, Trainer
+from mole.train import TrainConfig, Trainer
 from tests.naive_gates import close, one_hot, pool_for, randomise
 from tests.tiny_unet import SIDE, noisy, rows_of, small_unet, unet_adapters
 

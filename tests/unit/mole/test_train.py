@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,19 +10,21 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lego import AdapterError
+from mole.batch import Batch
 from mole.gate import GateConfig, Gates
-from mole.losses import IGNORED, answer_loss
+from mole.losses import IGNORED, answer_loss, balance_of
 from mole.pool import LivePool
 from mole.sites import find_sites
-from mole.train import Batch, Progress, TrainConfig, Trainer
+from mole.train import Progress, TrainConfig, Trainer
 from tests.naive_gates import Mixture, Naive, adapter, padded, pool_for, randomise, some_adapters
-from tests.processes import SINGLE, UNEVEN, trained
+from tests.processes import SINGLE, UNEVEN, trained, two_processes
 from tests.tiny import tiny_model
 
 Texts = Sequence[tuple[list[int], list[int]]]
@@ -78,7 +76,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def gradients(of: Trainer, some: Texts) -> dict[str, Tensor]:
-    of.in_parts(batch(some), of.backward, len(some))
+    of.gradients(batch(some), batch(some))
     return {name: p.grad.clone() for name, p in of.gates.named_parameters() if p.grad is not None}
 
 
@@ -109,9 +107,10 @@ def test_gradients_are_those_of_the_equations(kind: GateConfig, alpha: float) ->
     one = trainer(replace_in(QUICK, alpha=alpha), kind)
     randomise(one.gates, 4)
     some = texts(7, 3)
-    sums = one.in_parts(batch(some), one.backward, 3)[0]
+    sums = one.gradients(batch(some), batch(some))
     total, expected = naive_gradients(one, some, alpha)
-    assert float(sums[0] + alpha * sums[1]) == pytest.approx(total, rel=1e-5)
+    balance = balance_of(sums[2:].view(len(one.gates.sites), -1).mean(dim=0), 3)
+    assert float(sums[0] + alpha * balance) == pytest.approx(total, rel=1e-5)
     found = {name: p.grad for name, p in one.gates.named_parameters()}
     assert set(found) == set(expected)
     for name, gradient in expected.items():
@@ -165,9 +164,11 @@ def test_the_update_is_adamw_with_warm_up_and_clipping() -> None:
             assert torch.allclose(p.detach().double(), values[name], rtol=1e-4, atol=3e-5), name
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
 @pytest.mark.parametrize("micro", [1, 3])
-def test_parts_of_a_batch_give_its_gradient(micro: int) -> None:
-    config = replace_in(QUICK, batch=7, alpha=0.0)
+def test_parts_of_a_batch_give_its_gradient(micro: int, alpha: float) -> None:
+    """Also that of the balance, which is of the whole batch: each sample alone may trust one LoRA."""
+    config = replace_in(QUICK, batch=7, alpha=alpha)
     whole, split = trainer(config), trainer(replace_in(config, micro_batch=micro))
     for one in (whole, split):
         randomise(one.gates, 3)
@@ -178,6 +179,7 @@ def test_parts_of_a_batch_give_its_gradient(micro: int) -> None:
     progress = [next(one.run()) for one in (whole, split)]
     assert progress[1].loss == pytest.approx(progress[0].loss, abs=1e-5)
     assert progress[1].entropy == pytest.approx(progress[0].entropy, abs=1e-5)
+    assert progress[1].balance == pytest.approx(progress[0].balance, abs=1e-5)
     assert torch.allclose(progress[1].shares, progress[0].shares, atol=1e-5)
 
 
@@ -195,13 +197,27 @@ def watch(one: Trainer, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]
     return sizes
 
 
-def test_memory_that_runs_out_halves_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace_in(QUICK, steps=2, batch=7, alpha=0.0, calibration=3)
+@pytest.mark.parametrize(("alpha", "passes"), [(0.0, 14), (0.5, 28)])
+def test_memory_that_runs_out_halves_the_parts(monkeypatch: pytest.MonkeyPatch, alpha: float, passes: int) -> None:
+    """The balance of a batch in parts takes a look at them all first."""
+    config = replace_in(QUICK, steps=2, batch=7, alpha=alpha, calibration=3)
     free, tight = trainer(config), trainer(config)
     sizes = watch(tight, monkeypatch, 2)
     assert [found.step for found in tight.run()] == [1, 2]
-    assert sizes == [3, 1, 1, 1] + [1] * 14
+    assert sizes == [3, 1, 1, 1] + [1] * passes
     list(free.run())
+    for key, value in numbers(free).items():
+        assert torch.allclose(tight.gates.state_dict()[key], value, atol=1e-5), key
+
+
+def test_memory_that_runs_out_under_a_whole_batch_does_not_change_its_balance(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace_in(QUICK, steps=2, batch=7, lr=0.05)
+    free, tight = trainer(config, KINDS[1]), trainer(config, KINDS[1])
+    for one in (free, tight):
+        randomise(one.gates, 3)
+    watch(tight, monkeypatch, 3)
+    for one, other in zip(free.run(), tight.run(), strict=True):
+        assert other.balance == pytest.approx(one.balance, abs=1e-5)
     for key, value in numbers(free).items():
         assert torch.allclose(tight.gates.state_dict()[key], value, atol=1e-5), key
 
@@ -452,36 +468,20 @@ def test_in_half_precision_the_gates_stay_in_full() -> None:
     assert half.step == 4
 
 
+def test_a_base_whose_weights_wait_elsewhere_trains_the_same_gates() -> None:
+    """As with a ``device_map`` that offloads: accelerate brings each layer's weights when it runs."""
+    here = trainer()
+    model = accelerate.cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    there = Trainer(model, here.gated.live.pool, trainer().gates, here.batch_of, loss, QUICK)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    losses = [[progress.loss for progress in one.run()] for one in (here, there)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for key, value in numbers(here).items():
+        torch.testing.assert_close(there.gates.state_dict()[key], value)
+
+
 def test_two_processes_train_the_gates_of_one(tmp_path: Path) -> None:
-    """Through accelerate, with the variables that `accelerate launch --cpu --num_processes 2` sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.processes", str(tmp_path)],
-            cwd=Path(__file__).parents[3],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in running:
-            told = process.communicate(timeout=120)[1].decode()
-            assert process.returncode == 0, told[-2000:]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+    two_processes("-m", "tests.processes", str(tmp_path))
     for name, config in (("uneven", UNEVEN), ("single", SINGLE)):
         one, other = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in range(2))
         assert same(one, other)
