@@ -58,6 +58,7 @@ def pictured(session: Session) -> list[Example]:
         facts = entries[pick.key].card.get("brickyard")
         lines = facts.get("prompts") if isinstance(facts, dict) else None
         proposed = [str(line).replace("\n", " ")[:200] for line in lines] if isinstance(lines, list) else []
+        proposed = list(dict.fromkeys(proposed))
         found += [Example(line, pick.slot) for line in proposed[:PROPOSED]]
     return found + [Example(line, None) for line in PICTURES if line not in [each.line for each in found]]
 

@@ -13,6 +13,7 @@ from backends.image import Drawing
 from components import adding, choosing, compare, examples, export, fragments, gating, kinds, training
 from components.adding import AddBox
 from components.drawing import MOST_STEPS, read
+from components.following import Ticks
 from components.messages import told
 from components.session import Gating, Session, without
 from components.shelf import gates_of, shelf
@@ -117,7 +118,7 @@ def _looking() -> tuple[Any, ...]:
         plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
     gr.HTML(visible="hidden", js_on_load=FIT_SCRIPT)
     info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
-    masks = gr.CheckboxGroup([], label="Mask LoRAs", info=info)
+    masks = Ticks([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")
     keep = gr.Button("Add this mask to Compare", visible=False, scale=0)
     return prompt, other, look, view, painting, steps, seed, progress, plots, masks, answers, keep
