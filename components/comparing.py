@@ -70,13 +70,14 @@ def expect(session: Session | None, *settings: Any) -> str:
 
 
 @told
-def start(session: Session, *settings: Any) -> Iterator[tuple]:
+def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tuple]:
     """Compare, once the base is there and it is known what it makes: texts or pictures."""
     form, coming = Form.of(settings), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
         yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *_buttons(busy=True)
     draws = coming.base().info.kind == kinds.IMAGE
+    form = form.suiting(session.base, suited) if draws else form
     planned, wanted = form.plan(session, draws), form.wanted(draws)
     against, ballot = marked(planned, form.against), None
     if form.blind:
@@ -219,26 +220,27 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
+    given = [session, tab.draw.suited, *tab.settings]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
-    runs = [event.then(start, [session, *tab.settings], tab.running, **model) for event in (clicked, *asked)]
+    runs = [event.then(start, given, tab.running, **model) for event in (clicked, *asked)]
     for event in (clicked, *asked):
         queueing.follow(event.then, "model", tab.progress)
-    given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
+    kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for one in runs:
         one.success(redraw, seen, [tab.grid], **PRIVATE)
-        one.success(exports, given, files, **PRIVATE)
+        one.success(exports, kept, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
         one.failure(ended, seen, after, **PRIVATE)
     stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
-    stopped.then(exports, given, files, **PRIVATE)
-    tab.stamp.input(exports, given, files, **PRIVATE)
+    stopped.then(exports, kept, files, **PRIVATE)
+    tab.stamp.input(exports, kept, files, **PRIVATE)
     tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
     tab.scores.change(redraw, seen, [tab.grid], **PRIVATE)
     revealed = tab.blind.reveal.click(
         reveal, [tab.found, tab.against, tab.scores], [tab.blind.ballot, tab.grid], **PRIVATE
     )
-    revealed.then(exports, given, files, **PRIVATE)
+    revealed.then(exports, kept, files, **PRIVATE)
     told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
     busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
     tab.make_report.click(report, told_by, [tab.report], **busy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.image import Drawing
@@ -44,6 +44,11 @@ class Form:
         *own, judge = values
         texts = len(cls.__dataclass_fields__) - 2
         return cls(*own[:texts], tuple(own[texts:]), judge)
+
+    def suiting(self, base: str, suited: str | None) -> Form:
+        """With the settings that suit a base, where it has just been loaded and the page does not show them yet."""
+        found, judge = drawing.suiting(base, suited, self.drawing, self.judge)
+        return replace(self, drawing=found, judge=judge)
 
     def wanted(self, draws: bool) -> Sampling | Drawing:
         """How texts or pictures are made, inside the page's limits."""

@@ -71,8 +71,14 @@ def test_pictures_are_one_click_away(opened: Opened) -> None:
     grid = page.get_by_role("group", name="Pictures")
     assert grid.locator("img").count() >= 10
     assert len(set(grid.locator("img").evaluate_all("images => images.map((image) => image.src)"))) >= 10
+    expect(grid.get_by_title("Text alignment")).to_have_count(grid.locator("img").count())
     assert page.evaluate("window.complaints") == []
     offered = page.locator("button[data-index]").filter(visible=True).all_inner_texts()
     assert len(set(offered)) == len(offered)
+    tab(page, "Map")  # drawn while it was hidden, its figures take the room they have now
+    fits = "(plot) => Math.abs(plot.clientWidth - plot._fullLayout.width) < 2"
+    for figure in (page.locator("#unit-map .js-plotly-plot"), page.locator("#clusters .js-plotly-plot")):
+        expect(figure).to_be_visible()
+        page.wait_for_function(fits, arg=figure.element_handle())
     page.get_by_role("button", name="Try it with texts").click()
     expect(page.get_by_role("status", name="Base model state")).to_contain_text("SmolLM2")
