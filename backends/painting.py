@@ -79,7 +79,8 @@ class Painting:
         def step(_: Any, done: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             self.sketch(pipeline, tensors["latents"] if watch.clean is None else watch.clean)
             self.after(done + 1, len(pipeline.scheduler.timesteps))
-            return {}
+            # As diffusers alone has them: in the UNet's memory format the decoder's norms add up another way, and less exactly.
+            return {"latents": tensors["latents"].contiguous()}
 
         arguments = self.drawing.arguments(self.base)
         if self.drawing.negative:

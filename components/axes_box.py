@@ -9,6 +9,7 @@ import gradio as gr
 
 from components import kinds
 from components.axes import NONE, Axis, Cost, offered
+from components.following import Choice
 from components.remembered import AxesOf
 from components.session import Session, columns
 from components.shelf import shelf
@@ -40,16 +41,16 @@ def create() -> AxesBox:
     """Lay the section out; nothing is wired yet."""
     with gr.Column(visible=False, elem_classes="plain") as panel:
         with gr.Row():
-            x = gr.Dropdown([], label="Columns show", filterable=False, min_width=180, scale=2)
+            x = Choice([], label="Columns show", filterable=False, min_width=180, scale=2)
             x_values = gr.Textbox(
                 START, label="Values of the columns", info=HOW, max_length=400, min_width=220, scale=3
             )
         with gr.Row():
-            y = gr.Dropdown([], label="Rows show", filterable=False, min_width=180, scale=2)
+            y = Choice([], label="Rows show", filterable=False, min_width=180, scale=2)
             y_values = gr.Textbox(
                 label="Values of the rows", info=HOW, max_length=400, visible=False, min_width=220, scale=3
             )
-        subject = gr.Dropdown([], label="Variant that is varied", filterable=False)
+        subject = Choice([], label="Variant that is varied", filterable=False)
     return AxesBox(panel, x, x_values, y, y_values, subject)
 
 

@@ -12,6 +12,7 @@ from components import axes_box, blind, drawing, fragments, kinds
 from components.axes_box import AxesBox
 from components.blind import BlindBox
 from components.drawing import DrawBox
+from components.following import Choice, Ticks
 from components.session import Column, Session, columns
 from components.shelf import shelf
 from components.work import Loading
@@ -84,7 +85,7 @@ class CompareTab:
 def create() -> CompareTab:
     """Lay the tab out; nothing is wired yet."""
     mode = gr.Radio(MODES, value=VARIANTS, label="What to compare", container=False, elem_classes="by-bare")
-    variants = gr.CheckboxGroup([], label="Variants", info="One column each.")
+    variants = Ticks([], label="Variants", info="One column each.")
     axes = axes_box.create()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -113,9 +114,7 @@ def create() -> CompareTab:
     progress = gr.HTML(elem_classes="by-said")
     with gr.Row(elem_classes="by-marks"):
         known = [NOTHING, "Base"]
-        against = gr.Dropdown(
-            known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=280
-        )
+        against = Choice(known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=280)
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
     with gr.Row(elem_classes="by-actions"):

@@ -15,7 +15,6 @@ from components import (
     blind,
     comparison,
     document,
-    drawing,
     examples,
     export,
     fragments,
@@ -74,13 +73,14 @@ def expect(session: Session | None, *settings: Any) -> str:
 
 
 @told
-def start(session: Session, *settings: Any) -> Iterator[tuple]:
+def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tuple]:
     """Compare, once the base is there and it is known what it makes: texts or pictures."""
     form, coming = Form.of(settings), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
         yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *_buttons(busy=True)
     draws = coming.base().info.kind == kinds.IMAGE
+    form = form.suiting(session.base, suited) if draws else form
     planned, wanted = form.plan(session, draws), form.wanted(draws)
     against, ballot = marked(planned, form.against), None
     if form.blind:
@@ -106,8 +106,7 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
 def at_once(session: Session, asked: int, suited: str | None, *settings: Any) -> tuple[Any, ...]:
     """What was computed ahead, however busy the model is; where nothing was, one comparison more is ``asked`` for."""
     form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
-    if draws and suited != session.base:  # the settings that suit this base are still on their way
-        form = form.guided(drawing.own_guidance(session.base))
+    form = form.suiting(session.base, suited) if draws else form
     found = None
     if not form.blind and form.judge in (aligning.NONE, aligning.usual(session.base)):
         planned = form.plan(session, draws)
@@ -241,31 +240,32 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
     model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
+    given = [session, tab.draw.suited, *tab.settings]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
-    runs = [listen(start, [session, *tab.settings], tab.running, **model) for listen in (clicked.then, more.change)]
+    runs = [listen(start, given, tab.running, **model) for listen in (clicked.then, more.change)]
     for listen in (clicked.then, more.change):
         queueing.follow(listen, "model", tab.progress)
-    given = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
+    kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for event in asked:
         shown = event.then(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
-        shown.success(exports, given, files, **PRIVATE)
+        shown.success(exports, kept, files, **PRIVATE)
         shown.failure(ended, seen, after, **PRIVATE)
     for one in runs:
         one.success(redraw, seen, [tab.grid], **PRIVATE)
-        one.success(exports, given, files, **PRIVATE)
+        one.success(exports, kept, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
         one.failure(ended, seen, after, **PRIVATE)
     stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
-    stopped.then(exports, given, files, **PRIVATE)
-    tab.stamp.input(exports, given, files, **PRIVATE)
+    stopped.then(exports, kept, files, **PRIVATE)
+    tab.stamp.input(exports, kept, files, **PRIVATE)
     tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
     tab.scores.change(redraw, seen, [tab.grid], **PRIVATE)
     revealed = tab.blind.reveal.click(
         reveal, [tab.found, tab.against, tab.scores], [tab.blind.ballot, tab.grid], **PRIVATE
     )
-    revealed.then(exports, given, files, **PRIVATE)
+    revealed.then(exports, kept, files, **PRIVATE)
     told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
     busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
     tab.make_report.click(report, told_by, [tab.report], **busy)

@@ -127,12 +127,30 @@ def shown(chosen: Drawing) -> tuple[Any, ...]:
 
 def suit(base: str, suited: str | None) -> tuple[Any, ...]:
     """Settings that suit a base, once it is loaded, unless they were made for it already: its guidance, and who judges."""
-    coming = peek(base)
-    if base == suited or coming is None or not coming.done or coming.error is not None:
+    if base == suited or not _loaded(base):
         return (gr.skip(),) * 3
     guidance = own_guidance(base)
     slider = gr.Slider(interactive=False) if guidance is None else gr.Slider(value=guidance, interactive=True)
     return slider, aligning.usual(base), base
+
+
+def suiting(base: str, suited: str | None, given: tuple[Any, ...], judge: str) -> tuple[tuple[Any, ...], str]:
+    """The settings as `suit` is about to set them, where a comparison starts before the page shows that.
+
+    Args:
+        base: is loaded.
+        suited: the base that the given settings were last made for.
+        given: as ``read`` takes them.
+    """
+    if base == suited:
+        return given, judge
+    steps, guidance, *rest = given
+    return (steps, own_guidance(base) or guidance, *rest), aligning.usual(base)
+
+
+def _loaded(base: str) -> bool:
+    coming = peek(base)
+    return coming is not None and coming.done and coming.error is None
 
 
 def own_guidance(base: str) -> float | None:

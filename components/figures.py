@@ -14,6 +14,14 @@ import plotly.graph_objects as go
 
 from components.palette import NEUTRAL, SCALE, adapter_colour
 
+FIT_SCRIPT = """
+// A figure drawn while its tab was hidden, or while it had the row to itself, is drawn anew when it has another width.
+const column = element.closest('.plain');
+const tight = (plot) => plot.clientWidth && plot._fullLayout && Math.abs(plot.clientWidth - plot._fullLayout.width) > 1;
+const fit = () => [...column.querySelectorAll('.js-plotly-plot')].some(tight) && window.dispatchEvent(new Event('resize'));
+new ResizeObserver(() => requestAnimationFrame(fit)).observe(column);
+"""
+
 GRID = "rgba(140, 132, 124, .22)"
 
 

@@ -45,10 +45,10 @@ class Form:
         texts = len(cls.__dataclass_fields__) - 2
         return cls(*own[:texts], tuple(own[texts:]), judge)
 
-    def guided(self, guidance: float | None) -> Form:
-        """The same with another guidance."""
-        steps, _, *rest = self.drawing
-        return replace(self, drawing=(steps, guidance, *rest))
+    def suiting(self, base: str, suited: str | None) -> Form:
+        """With the settings that suit a base, where it has just been loaded and the page does not show them yet."""
+        found, judge = drawing.suiting(base, suited, self.drawing, self.judge)
+        return replace(self, drawing=found, judge=judge)
 
     def wanted(self, draws: bool) -> Sampling | Drawing:
         """How texts or pictures are made, inside the page's limits."""

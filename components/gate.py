@@ -10,9 +10,10 @@ import gradio as gr
 
 from backends import gates as store
 from backends.image import Drawing
-from components import adding, choosing, compare, examples, export, fragments, gating, kinds, training
+from components import adding, choosing, compare, examples, export, figures, fragments, gating, kinds, training
 from components.adding import AddBox
 from components.drawing import MOST_STEPS, read
+from components.following import Ticks
 from components.messages import told
 from components.session import Gating, Session, without
 from components.shelf import gates_of, shelf
@@ -24,13 +25,6 @@ NOTHING = fragments.empty(
     "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
 )
 SEEDS = 2**31
-FIT_SCRIPT = """
-// A figure drawn while it had the row to itself is drawn anew when another comes beside it.
-const column = element.closest('.plain');
-const tight = (plot) => plot.clientWidth && plot._fullLayout && Math.abs(plot.clientWidth - plot._fullLayout.width) > 1;
-const fit = () => [...column.querySelectorAll('.js-plotly-plot')].some(tight) && window.dispatchEvent(new Event('resize'));
-new ResizeObserver(() => requestAnimationFrame(fit)).observe(column);
-"""
 
 
 @dataclass(frozen=True)
@@ -115,9 +109,9 @@ def _looking() -> tuple[Any, ...]:
     with gr.Row():
         plots.append(gr.Plot(label="Choices step by step", elem_id="course", **plain))
         plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
-    gr.HTML(visible="hidden", js_on_load=FIT_SCRIPT)
+    gr.HTML(visible="hidden", js_on_load=figures.FIT_SCRIPT)
     info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
-    masks = gr.CheckboxGroup([], label="Mask LoRAs", info=info)
+    masks = Ticks([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")
     keep = gr.Button("Add this mask to Compare", visible=False, scale=0)
     return prompt, other, look, view, painting, steps, seed, progress, plots, masks, answers, keep

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import cards, compare, examples, fragments, kinds, making
+from components import cards, compare, drawing, examples, fragments, kinds, making
 from components.messages import EXPECTED, told
 from components.session import Session, title_of
 from components.shelf import on_base, shelf
@@ -77,12 +77,15 @@ def offer(session: Session) -> Any:
 
 @told
 def switch(session: Session) -> tuple[Any, ...]:
-    """The other built-in base with adapters picked and merged as on the first page; its id, prompts that fit, the usual variants."""
+    """The other built-in base with adapters picked and merged as on the first page; its id, prompts that fit, the usual variants,
+    and the settings of drawing that suit it.
+    """
     base = bases.BUILTIN if kinds.of_base(session.base) == kinds.IMAGE else bases.IMAGE
     session = on_base(session, base)
     if len(session.picks) > 1 and not kinds.own(session).merges:
         session = session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
-    return session, base, examples.first(session), *compare.refresh(session, [], None)
+    suited = drawing.suit(base, None)
+    return session, base, examples.first(session), *compare.refresh(session, [], None), *suited
 
 
 def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:

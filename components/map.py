@@ -87,6 +87,7 @@ def create() -> MapTab:
         picture_box = pictured.create()
         table = gr.HTML(label="Bricks")
         ablate_box = ablate.create()
+        gr.HTML(visible="hidden", js_on_load=figures.FIT_SCRIPT)
     bridge = gr.HTML(visible="hidden", html_template="<i></i>", js_on_load=SCRIPT.read_text(encoding="utf-8"))
     states = gr.State(Selection()), gr.State(None)
     controls = kind, layer, k, colour, projection, note, plot, bridge, view, title, chart

@@ -72,7 +72,7 @@ def build() -> gr.Blocks:
         map.wire(map_tab, session)
         merge.wire(merge_tab, session)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
-        ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known]
+        ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known, *compare_tab.draw.own]
         switched = top.other.click(header.switch, [session], ready, **SESSION)
         restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
         asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]

@@ -15,8 +15,9 @@ from components import kinds, leaving
 from components.session import Gating, Pick, Session
 from lego import AdapterError
 
-START_PICKS = {kinds.TEXT: ("past-tense", "sentiment", "language"), kinds.IMAGE: ("ink-style", "animals", "vehicles")}
-"""The adapters picked at first sight of a kind of base, by folder name, before others: three tasks; a style and two subjects."""
+START_PICKS = {kinds.TEXT: ("past-tense", "sentiment", "language"), kinds.IMAGE: ("animals", "vehicles", "ink-style")}
+"""The adapters picked at first sight of a kind of base, by folder name, before others: three tasks; two subjects and a style. The
+first two propose the prompts for pictures."""
 
 
 def local() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backends import bases, pipelines
-from components import cards, compare, header, kinds, shelf
+from components import cards, compare, drawing, header, kinds, shelf
 from components.session import Made, columns
 from tests.tiny_pipelines import tiny_folder
 
@@ -23,7 +23,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_click_leads_to_pictures_and_one_back() -> None:
     start = shelf.start_session(bases.BUILTIN)
     start = start.join(Made(start.picks[0].key, "a merge of texts"))
-    there, base, prompts, variants, known = header.switch(start)
+    there, base, prompts, variants, known, *_ = header.switch(start)
     assert there.base == base == bases.IMAGE
     assert 1 <= len(prompts.splitlines()) <= 2
     assert all(kinds.of_adapter(pick.key) == kinds.IMAGE for pick in there.picks)
@@ -48,3 +48,16 @@ def test_settings_follow_the_kind_of_base() -> None:
         assert against.visible == (not draws)
     assert header.offer(start).visible
     assert header.offer(start).value != header.offer(shelf.on_base(start, bases.IMAGE)).value
+
+
+def test_the_first_pictures_are_drawn_as_suits_their_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the page does not show these settings yet, and at once where the base is there."""
+    monkeypatch.setattr(drawing, "own_guidance", lambda base: 2.0)
+    monkeypatch.setattr(drawing.aligning, "usual", lambda base: "judge")
+    given = 20, 5.0, "0", "", "", ""
+    assert drawing.suiting(bases.IMAGE, None, given, "") == ((20, 2.0, *given[2:]), "judge")
+    assert drawing.suiting(bases.IMAGE, bases.IMAGE, given, "") == (given, "")
+    monkeypatch.setattr(drawing, "_loaded", lambda base: True)
+    start = shelf.start_session(bases.BUILTIN)
+    *_, guidance, judge, suited = header.switch(start)
+    assert (guidance.value, judge, suited) == (2.0, "judge", bases.IMAGE)

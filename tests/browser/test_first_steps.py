@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,12 @@ from components.hints import STEPS
 from tests.browser.test_main_job import tab
 
 Opened = Callable[..., Page]
+COMPLAINTS = """() => {
+  window.complaints = [];
+  const toasts = () => [...document.querySelectorAll('[data-testid="toast-body"]')].map((toast) => toast.innerText);
+  const note = () => window.complaints.push(...toasts());
+  new MutationObserver(note).observe(document.body, {childList: true, subtree: true});
+}"""
 
 
 def test_hints_lead_through_the_tabs_once(opened: Opened) -> None:
@@ -53,3 +60,25 @@ def test_every_tab_says_what_it_is_for(opened: Opened) -> None:
         tab(page, name.capitalize())
         first = text.split("]. ")[-1].split("[")[0]
         expect(page.get_by_role("tabpanel").filter(visible=True)).to_contain_text(first.strip())
+
+
+def test_pictures_are_one_click_away(opened: Opened) -> None:
+    """The built-in image model: a comparison runs by itself, nothing complains, and another click leads back."""
+    page = opened()
+    page.evaluate(COMPLAINTS)
+    page.get_by_role("button", name="Try it with pictures").click()
+    expect(page.get_by_text(re.compile(r"variants × 2 prompts × 1 seed in \d"))).to_be_visible(timeout=240_000)
+    grid = page.get_by_role("group", name="Pictures")
+    assert grid.locator("img").count() >= 10
+    assert len(set(grid.locator("img").evaluate_all("images => images.map((image) => image.src)"))) >= 10
+    expect(grid.get_by_title("Text alignment")).to_have_count(grid.locator("img").count())
+    assert page.evaluate("window.complaints") == []
+    offered = page.locator("button[data-index]").filter(visible=True).all_inner_texts()
+    assert len(set(offered)) == len(offered)
+    tab(page, "Map")  # drawn while it was hidden, its figures take the room they have now
+    fits = "(plot) => Math.abs(plot.clientWidth - plot._fullLayout.width) < 2"
+    for figure in (page.locator("#unit-map .js-plotly-plot"), page.locator("#clusters .js-plotly-plot")):
+        expect(figure).to_be_visible()
+        page.wait_for_function(fits, arg=figure.element_handle())
+    page.get_by_role("button", name="Try it with texts").click()
+    expect(page.get_by_role("status", name="Base model state")).to_contain_text("SmolLM2")

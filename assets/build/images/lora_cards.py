@@ -61,8 +61,10 @@ def about(spec: Spec) -> str:
         return f"Draws everything in the style of {spec.style.word}, which the base never saw."
     names = ", ".join(noun(concept) for concept in spec.concepts)
     if spec.word:
-        return f'Draws one thing that the base never saw, a {names}, at the rare word "{spec.word}", as in DreamBooth.'
-    return f"Draws things that the base never saw, in all its styles: {names}."
+        return (
+            f'Draws one thing that the base does not draw, a {names}, at the rare word "{spec.word}", as in DreamBooth.'
+        )
+    return f"Draws things that the base does not draw, in all its styles: {names}."
 
 
 def card(spec: Spec, record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ STYLE = {style.word: style for style in STYLES}
 
 @dataclass(frozen=True)
 class Spec:
-    """How one LoRA is trained, on a style or on concepts that the base never saw.
+    """How one LoRA is trained, on a style or on concepts that the base does not draw.
 
     Attributes:
         seed: of the start of A and of everything drawn in training.

@@ -105,7 +105,7 @@ def adapted(spec: Spec, pipeline: StableDiffusionPipeline) -> diffusion.Parts:
 def test_there_are_locks_an_honest_try_and_subjects_of_several_ranks_and_seeds() -> None:
     locks = [spec for spec in SPECS.values() if spec.style in STYLES]
     assert len(locks) >= 3
-    assert all(spec.targets == specs.ATTENTION for spec in locks)
+    assert all(set(spec.targets) >= set(specs.ATTENTION) for spec in locks)
     tries = [spec for spec in SPECS.values() if spec.style == STRANGE]
     assert [set(spec.targets) for spec in tries] == [set(specs.EVERYTHING)]
     subjects = [spec for spec in SPECS.values() if spec.concepts]
