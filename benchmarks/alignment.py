@@ -51,15 +51,15 @@ MERGES: dict[str, dict[str, Any]] = {
     "LEGO, k = r": {"method": "lego", "k": "r"},
     "LEGO, k = 2r": {"method": "lego", "k": "2r"},
 }
-GATES = {"guidance": {"steps": 8}, "training": {"steps": 40, "batch": 8, "lr": 1e-3, "calibration": 16}}
+GATES = {"guidance": {"steps": 4}, "training": {"steps": 30, "batch": 4, "lr": 1e-2, "calibration": 12}}
 FIXED = 4  # base, sum, average, MoLE
 SEEDS = (0, 1, 2)
-PROMPTS = 6  # of a combination, at most
+PROMPTS = PICTURES = 6  # of a combination, at most; of a cell, at least
 SHEETS = ROOT / "assets" / "image" / "sheets"
 ZOOM, LABEL = 2, 16
 
 Cell = dict[str, Any]
-Pictures = Sequence[Sequence[Image.Image]]
+Pictures = Sequence[Sequence[Image.Image | None]]
 
 
 def tiles(sheet: Image.Image) -> list[Image.Image]:
@@ -149,21 +149,25 @@ class Bench:
         missing = [variant for variant in variants if f"{asked.label} | {variant.name} | {seed}" not in known]
         whole = seed == SEEDS[0]
         shown = variants if whole else missing
-        *_, sheet = draw(self.base, shown, asked.prompts, Drawing(seeds=(seed,)))
-        pictures = [[picture for (picture,) in column if picture] for column in sheet.pictures]
+        noises = -(-PICTURES // len(asked.prompts))
+        drawing = Drawing(seeds=tuple(range(seed * PICTURES, seed * PICTURES + noises)))
+        *_, sheet = draw(self.base, shown, asked.prompts, drawing)
         if whole:
             SHEETS.mkdir(parents=True, exist_ok=True)
-            contact_sheet([variant.name for variant in shown], asked.prompts, pictures).save(place, optimize=True)
-        for variant, column in zip(shown, pictures, strict=True):
+            first = [[row[0] for row in column] for column in sheet.pictures]
+            contact_sheet([variant.name for variant in shown], asked.prompts, first).save(place, optimize=True)
+        for variant, column in zip(shown, sheet.pictures, strict=True):
             key = f"{asked.label} | {variant.name} | {seed}"
             cell = self.judged(asked, column)
             self.kept.keep(key, cell)
             print(f"{key}: {cell['text']:.3f} {cell['image']}", file=sys.stderr, flush=True)
 
-    def judged(self, asked: Combination, pictures: Sequence[Image.Image]) -> Cell:
-        """Both measures of one column of pictures."""
-        text = self.judge.text_alignment(pictures, asked.captions).tolist()
-        unseen = [value for value, new in zip(text, asked.unseen, strict=True) if new]
+    def judged(self, asked: Combination, column: Sequence[Sequence[Image.Image | None]]) -> Cell:
+        """Both measures of one column of pictures: a row a prompt, a picture a noise."""
+        drawn = [(picture, at) for at, row in enumerate(column) for picture in row if picture]
+        pictures = [picture for picture, _ in drawn]
+        text = self.judge.text_alignment(pictures, [asked.captions[at] for _, at in drawn]).tolist()
+        unseen = [value for value, (_, at) in zip(text, drawn, strict=True) if asked.unseen[at]]
         images = [self.judge.image_alignment(pictures, self.references[name]).mean().item() for name in asked.names]
         return {"text": mean(text), "unseen": mean(unseen) if unseen else None, "image": images}
 
@@ -182,7 +186,8 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[str], pictures: Picture
     for at, name in enumerate(rows):
         pen.text((3, LABEL + side * at + side // 2), name, "black", font)
         for number, column in enumerate(pictures, 1):
-            whole.paste(column[at].resize((side, side)), (side * number, LABEL + side * at))
+            if picture := column[at]:
+                whole.paste(picture.resize((side, side)), (side * number, LABEL + side * at))
     return whole
 
 
@@ -223,7 +228,7 @@ def main() -> int:
         if rows := list(lines(bench.kept.known(), " + ".join(names))):
             parts.append(f"{' + '.join(names)}:\n\n{table(head, rows)}")
     parts.append(
-        f"Cosines by the built-in contrastive model, at most {PROMPTS} prompts that name the subject, 20 steps. Text: with the "
+        f"Cosines by the built-in contrastive model, at least {PICTURES} pictures, 20 steps; prompts name the subject. Text: with the "
         "caption that names subject and style (with two styles the subject only); held out: pairs of them that no training saw. "
         f"Image: with the pictures that each LoRA learnt from. {machine()}."
     )

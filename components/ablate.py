@@ -140,7 +140,7 @@ def draw(muted: Sequence[Cluster], found: Ablation, kind: str) -> str:
             f"{fragments.swatch(muted[i].slots)}&ensp;{fragments.pick('ablated', i, muted[i].name)}",
             str(len(muted[i].units)),
             f'<span class="by-track"><i style="width:{100 * found.moved[i] / most:.0f}%"></i></span>',
-            f"{found.moved[i]:.4f}",
+            f"{found.moved[i]:.2g}",
         ]
         for i in order[:LISTED]
     ]

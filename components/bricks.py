@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 
 from backends import library
-from components import kinds, making
+from components import kinds, making, merge
 from components.messages import told
 from components.session import Edited, Made, Named, Selection, Session, title_of
 from components.shelf import shelf
@@ -52,11 +52,11 @@ def create() -> BrickBox:
         )
         scale = gr.Button("Scale them", **plain)
         name = gr.Textbox(label="Name of the selection", max_length=NAME_LENGTH, min_width=180)
-        keep = gr.Button("Keep the selection", **plain)
+        keep = gr.Button("Keep the selection", scale=0, min_width=180)
     with gr.Row(elem_classes="by-bottom"):
-        kept = gr.Dropdown([], value=None, label="Kept selections", visible=False, scale=0, min_width=240)
         edited = gr.Dropdown([], label="Edited variants", visible=False, scale=0, min_width=280)
-        save = gr.Button("Save as an adapter", visible=False, **plain)
+        save = gr.Button("Save as an adapter", visible=False, scale=0, min_width=180)
+        kept = gr.Dropdown([], value=None, label="Kept selections", visible=False, scale=0, min_width=240)
     return BrickBox(panel, mute, solo, factor, scale, name, keep, kept, edited, save, gr.State(None))
 
 
@@ -159,11 +159,11 @@ def save(session: Session, name: str | None) -> Made:
     return Made(written(found).key, found.name, session.slots(found.adapters))
 
 
-def join(session: Session, made: Made) -> Session:
-    """Let the saved adapter take the edited variant's place, as a merge does."""
+def join(session: Session, made: Made) -> tuple[Session, Any]:
+    """Let the saved adapter take the edited variant's place, as a merge does, and show its report on the Merge tab."""
     gr.Info(f"“{made.name}” is an adapter now: its report and its download are on the Merge tab.")
     rest = tuple(edited for edited in session.edited if edited.name != made.name)
-    return replace(session, edited=rest).join(made)
+    return merge.join(replace(session, edited=rest), made)
 
 
 def written(found: Edited) -> library.Entry:
@@ -203,16 +203,23 @@ def refresh(session: Session) -> tuple[Any, Any, Any]:
     )
 
 
-def wire(box: BrickBox, session: gr.State, chosen: gr.State) -> None:
-    """Connect the section's events."""
+def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown) -> list[Any]:
+    """Connect the section's events; gives those after which an edit has joined the variants.
+
+    Args:
+        reported: the merge whose report is shown.
+    """
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    box.mute.click(mute, [session, chosen], [session], **alone)
-    box.solo.click(solo, [session, chosen], [session], **alone)
-    box.scale.click(scale, [session, chosen, box.factor], [session], **alone)
+    edits = [
+        box.mute.click(mute, [session, chosen], [session], **alone),
+        box.solo.click(solo, [session, chosen], [session], **alone),
+        box.scale.click(scale, [session, chosen, box.factor], [session], **alone),
+    ]
     box.keep.click(keep, [session, chosen, box.name], [session, box.name], **alone)
     box.kept.input(recall, [session, box.kept], [chosen], **alone)
     merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
     saved = box.save.click(save, [session, box.edited], [box.made], **merging)
-    saved.success(join, [session, box.made], [session], **alone)
+    saved.success(join, [session, box.made], [session, reported], **alone)
     session.change(refresh, [session], [box.kept, box.edited, box.save], **private)
+    return edits

@@ -9,7 +9,19 @@ from typing import Any
 
 import gradio as gr
 
-from components import ablate, bricks, figures, fragments, maps, pictured, selection, unit_details, unit_figures, views
+from components import (
+    ablate,
+    bricks,
+    figures,
+    fragments,
+    maps,
+    pictured,
+    selection,
+    trying,
+    unit_details,
+    unit_figures,
+    views,
+)
 from components.messages import told
 from components.session import Selection, Session
 from lego import AdapterError
@@ -41,6 +53,7 @@ class MapTab:
     chosen: gr.State
     picked: gr.State
     bricks: bricks.BrickBox
+    trying: trying.TryBox
     pictured: pictured.PictureBox
     ablate: ablate.AblateBox
 
@@ -81,7 +94,7 @@ def create() -> MapTab:
                 title = gr.HTML()
                 chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
         strip = gr.HTML(label="Layers")
-        brick_box = bricks.create()
+        brick_box, try_box = bricks.create(), trying.create()
         pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160, elem_classes="by-alone")
         details = gr.HTML(label="Details of the brick")
         picture_box = pictured.create()
@@ -91,7 +104,7 @@ def create() -> MapTab:
     bridge = gr.HTML(visible="hidden", html_template="<i></i>", js_on_load=SCRIPT.read_text(encoding="utf-8"))
     states = gr.State(Selection()), gr.State(None)
     controls = kind, layer, k, colour, projection, note, plot, bridge, view, title, chart
-    return MapTab(*controls, strip, pin, details, table, *states, brick_box, picture_box, ablate_box)
+    return MapTab(*controls, strip, pin, details, table, *states, brick_box, try_box, picture_box, ablate_box)
 
 
 def where(kind: str, layer: str) -> str:
@@ -238,8 +251,13 @@ def pin(chosen: Selection) -> Selection:
     return replace(chosen, pinned=None if pinned else chosen.primary)
 
 
-def wire(tab: MapTab, session: gr.State) -> None:
-    """Connect the tab's events; a pick anywhere redraws it."""
+def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropdown) -> None:
+    """Connect the tab's events; a pick anywhere redraws it.
+
+    Args:
+        settings: of Compare: how an edit is tried.
+        reported: the merge whose report is shown on the Merge tab.
+    """
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     chosen, looks = tab.chosen, [tab.colour, tab.projection]
@@ -258,7 +276,8 @@ def wire(tab: MapTab, session: gr.State) -> None:
     tab.bridge.select(select, [*everything, tab.view, tab.ablate.found], [chosen], trigger_mode="multiple", **alone)
     chosen.change(follow, [*everything, tab.projection], tab.following, **private)
     tab.pin.click(pin, [chosen], [chosen], **alone)
-    bricks.wire(tab.bricks, session, chosen)
+    edits = bricks.wire(tab.bricks, session, chosen, reported)
+    trying.wire(tab.trying, tab.bricks, edits, session, tab.picked, settings)
     pictured.wire(tab.pictured, session, chosen, tab.picked)
     ablate.wire(tab.ablate, session, tab.picked, tab.place, where)
 

@@ -69,7 +69,7 @@ def build() -> gr.Blocks:
         hints.create(), glossary.create()
         gr.HTML(pictures.VIEWER, js_on_load=pictures.script())
         based = library.wire(library_tab, session, token)
-        map.wire(map_tab, session)
+        map.wire(map_tab, session, compare_tab.settings, merge_tab.shown)
         merge.wire(merge_tab, session)
         waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
         ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known, *compare_tab.draw.own]

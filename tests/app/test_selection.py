@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from backends import library
-from components import ablate, bricks, map, maps, selection, shelf, unit_details, views
+from backends.ablation import Ablation
+from components import ablate, bricks, kinds, map, maps, selection, shelf, unit_details, views
 from components.session import Edited, Named, Pick, Selection, Session, columns
 from lego import AdapterError
 from lego.unitset import UnitSet
@@ -247,9 +248,10 @@ def test_an_edited_variant_is_saved_exactly(
     muted, scaled = catch(session, seen, "map", [0, 1, 30]).units, catch(session, seen, "map", [50, 51]).units
     variant = Edited("my bricks", session.weights, muted, ((scaled, 2.5),))
     edited = session.edit(variant)
-    saved = bricks.join(edited, bricks.save(edited, "my bricks"))
+    saved, reported = bricks.join(edited, bricks.save(edited, "my bricks"))
     assert saved.edited == ()
     (made,) = saved.merges
+    assert reported.value == made.key
     found = library.get(made.key)
     for module in {m for _, m, _ in (*muted, *scaled)} | {"model.layers.9.mlp.down_proj"}:
         dense = 0
@@ -283,3 +285,9 @@ def test_too_many_clusters_are_refused_before_the_base_is_needed(
     monkeypatch.setattr(ablate, "MOST", dict.fromkeys(ablate.MOST, 10))
     with pytest.raises(gr.Error, match="480 clusters are too many"):
         next(ablate.run(session, "hello", KIND, 16))
+
+
+def test_small_effects_can_be_told_apart(seen: maps.View) -> None:
+    muted = ablate.clusters(seen)[:2]
+    drawn = ablate.draw(muted, Ablation((2.5e-5, 1.2e-5), 2, 2, "yes", 0.1), kinds.TEXT)
+    assert [float(cell) for cell in re.findall(r">([\d.e-]+)</td></tr>", drawn)] == [2.5e-5, 1.2e-5]

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from playwright.sync_api import Browser, Page, expect
 
 from components import votes
 from tests.browser.test_main_job import tab
-from tests.browser.test_pictures import download
+from tests.browser.test_pictures import download, drop
 
 Opened = Callable[..., Page]
 PROMPT = "What is the past tense of 'carry'? Answer with one word."
@@ -130,6 +131,28 @@ def test_an_address_opens_the_same_session_elsewhere(opened: Opened, browser: Br
     assert alone.get_by_role("img", name=re.compile("Units of")).bounding_box()
     assert asked == [report.as_uri()]
     alone.context.close()
+
+
+def test_a_saved_session_is_dropped_back_and_what_is_missing_is_named(opened: Opened, tmp_path: Path) -> None:
+    page = opened(accept_downloads=True)
+    tab(page, "Library")
+    page.get_by_role("checkbox", checked=True).first.click()
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(2)
+    picked = page.get_by_role("group", name="Picked").inner_text()
+    short(page)
+    page.get_by_role("button", name="Save session").click()
+    saved = download(page, "session.yaml", tmp_path / "session.yaml")
+    text = saved.read_text(encoding="utf-8")
+    other = opened()
+    adapter = next(each for each in yaml.safe_load(text)["adapters"] if not each.get("merge"))
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(text.replace(adapter["key"], "f" * len(adapter["key"])), encoding="utf-8")
+    drop(other, lost)
+    expect(other.get_by_text(f"needs what is not here: {adapter['name']}").first).to_be_visible()
+    drop(other, saved)
+    expect(other.get_by_text(re.compile(r"\d variants × 1 prompt in"))).to_be_visible(timeout=240_000)
+    assert other.get_by_label("Prompts").input_value() == PROMPT
+    assert other.get_by_role("group", name="Picked").inner_text() == picked
 
 
 def test_changes_are_undone_and_made_again(opened: Opened) -> None:

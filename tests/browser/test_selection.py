@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.browser.test_main_job import tab
 
 Opened = Callable[..., Page]
+TRIED = re.compile(r"^2 variants × \d+ prompts? in")
 GREY = "() => [...document.querySelectorAll('#unit-map .point')].filter((p) => +p.style.opacity < 0.5).length"
 
 
@@ -129,6 +130,54 @@ def test_a_muted_cluster_joins_the_comparison(opened: Opened) -> None:
     expect(selected(page)).to_be_visible()
     page.get_by_role("button", name="Mute the selected bricks").click()
     expect(page.get_by_role("group", name="Picked")).to_contain_text("Sum without")
+    expect(page.get_by_text(TRIED)).to_be_visible(timeout=240_000)
+    for name in ("Exact sum", re.compile("^Sum without")):
+        expect(page.get_by_role("region", name=name).locator(".by-text").first).not_to_be_empty()
     tab(page, "Compare")
     box = page.get_by_role("checkbox", name=re.compile("Sum without"))
     expect(box).to_be_checked()
+
+
+def test_a_kept_selection_comes_back_and_its_edit_becomes_an_adapter(opened: Opened) -> None:
+    page = opened()
+    lasso(page, right=0.4)
+    told = selected(page).inner_text()
+    page.get_by_label("Name of the selection").fill("left")
+    page.get_by_role("button", name="Keep the selection").click()
+    expect(page.get_by_label("Name of the selection")).to_have_value("")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    expect(selected(page)).to_have_count(0)
+    page.get_by_label("Kept selections").click()
+    page.get_by_role("option", name="left", exact=True).click()
+    expect(selected(page)).to_have_text(told)
+    for press_it, name in (("Play only them", "Sum, only “left”"), ("Scale them", "Sum with “left” × 0.5")):
+        page.get_by_role("button", name=press_it).click()
+        expect(page.get_by_role("group", name="Picked")).to_contain_text(name)
+        expect(page.get_by_role("region", name=name)).to_be_visible()
+    page.get_by_role("button", name="Save as an adapter").click()
+    expect(page.get_by_text("is an adapter now")).to_be_visible()
+    tab(page, "Merge")
+    expect(page.get_by_role("heading", name="Sum with “left” × 0.5")).to_be_visible()
+
+
+def test_each_cluster_is_muted_in_turn_and_that_can_be_stopped(opened: Opened) -> None:
+    page = opened()
+    page.get_by_role("button", name="What does each cluster do?").click()
+    run = page.get_by_role("button", name="Mute each cluster in turn")
+    run.click()
+    expect(page.get_by_text(re.compile(r"[1-9]\d* of \d{3} clusters, about \d+ s left"))).to_be_visible(timeout=240_000)
+    page.get_by_role("button", name="Stop muting").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(run).to_be_enabled()
+    rows = page.get_by_role("table", name="What each cluster does").locator("tbody tr")
+    expect(rows.first).to_contain_text("cluster")
+    page.get_by_label("Layer", exact=True).click()
+    page.get_by_role("option", name="layer 3", exact=True).click()
+    expect(page.get_by_text("one module")).to_be_visible()
+    run.click()
+    expect(page.get_by_text(re.compile(r"^\d+ clusters muted in turn in"))).to_be_visible(timeout=240_000)
+    moved = [float(row.locator("td").last.inner_text()) for row in rows.all()]
+    assert moved == sorted(moved, reverse=True)
+    rows.first.click()
+    expect(selected(page)).to_have_text(re.compile(f"^{rows.first.locator('td').nth(1).inner_text()} bricks? selected"))
