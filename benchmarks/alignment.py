@@ -39,9 +39,7 @@ from mole.recipe import GateRecipe
 
 COMBINATIONS = (
     ("ink-style", "vehicles"),
-    ("glossy-style", "zib"),
-    ("ink-style", "animals"),
-    ("blob-style", "ink-style", "vehicles"),
+    ("glossy-style", "animals"),
     ("flat-style", "glossy-style", "animals"),
 )
 MERGES: dict[str, dict[str, Any]] = {
@@ -51,7 +49,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "LEGO, k = r": {"method": "lego", "k": "r"},
     "LEGO, k = 2r": {"method": "lego", "k": "2r"},
 }
-GATES = {"guidance": {"steps": 4}, "training": {"steps": 30, "batch": 4, "lr": 1e-2, "calibration": 12}}
+GATES = {"guidance": {"steps": 8}, "training": {"steps": 30, "batch": 4, "lr": 1e-3, "calibration": 12}}
 FIXED = 4  # base, sum, average, MoLE
 SEEDS = (0, 1, 2)
 PROMPTS = PICTURES = 6  # of a combination, at most; of a cell, at least
