@@ -143,8 +143,8 @@ def test_a_loss_that_is_not_finite_is_told_and_the_last_good_gates_are_kept(
 ) -> None:
     plain = Trainer.backward
 
-    def broken(self: Trainer, *given: Any) -> Any:
-        return plain(self, *given) * (float("nan") if self.step == 2 else 1.0)
+    def broken(self: Trainer, *given: Any, **named: Any) -> Any:
+        return plain(self, *given, **named) * (float("nan") if self.step == 2 else 1.0)
 
     monkeypatch.setattr(Trainer, "backward", broken)
     last = trained(session, file, steps=5)[-1]
