@@ -4,17 +4,7 @@ const ids = (points) => points.filter((point) => point.customdata).map((point) =
 const find = (where) => document.querySelector(`${where} .js-plotly-plot`);
 let caught = null; // how many units a lasso holds that the plot greys out by itself
 
-// What was drawn while its tab was hidden had no width to go by.
-const fit = new ResizeObserver((all) => all.forEach(({target}) => {
-  const plot = target.querySelector('.js-plotly-plot');
-  if (plot && plot.offsetParent && window.Plotly) Plotly.Plots.resize(plot);
-}));
-
 const wire = () => {
-  document.querySelectorAll('#unit-map:not([data-fit]), #clusters:not([data-fit])').forEach((place) => {
-    place.dataset.fit = 'yes';
-    fit.observe(place);
-  });
   const map = find('#unit-map'), view = find('#clusters');
   if (map && map.on && !map.dataset.wired) {
     map.dataset.wired = 'yes';
