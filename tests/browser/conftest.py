@@ -16,7 +16,7 @@ from components.hints import KEPT
 from tests.serving import fresh_home, served
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
-expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
+expect.set_options(timeout=90_000)  # a busy machine is slow, not wrong
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -92,7 +92,7 @@ def opened(browser: Browser, url: str, watch: Watch) -> Iterator[Any]:
         contexts.append(context)
         if not hints:
             context.add_init_script(f"localStorage.setItem({KEPT!r}, 'shown')")
-        context.set_default_timeout(40_000)
+        context.set_default_timeout(180_000)
         page = watch.attach(context.new_page())
         page.goto(address)
         if address == url:  # others lead to another tab
