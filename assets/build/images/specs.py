@@ -54,7 +54,7 @@ SPECS = {
         Spec("vehicles", "New vehicles", 8, 1033, 300, concepts=VEHICLES, targets=EVERYTHING, kohya=True),
         Spec("glossy-style", "Glossy style", 8, 1019, 500, STYLE["glossy"], targets=EVERYTHING),
         Spec("flat-style", "Flat style", 4, 1013, 500, STYLE["flat"], targets=EVERYTHING),
-        Spec("twemoji-style", "Twemoji style", 16, 1031, 1500, STRANGE, targets=EVERYTHING, rate=3e-3),
+        Spec("twemoji-style", "Twemoji style", 16, 1031, 500, STRANGE, targets=EVERYTHING),
         Spec("blob-style", "Blob style", 16, 1021, 500, STYLE["blob"], targets=EVERYTHING),
         Spec("zib", "Zib: one thing under a rare word", 4, 1049, 250, concepts=("graduation-cap",), word="zib", targets=EVERYTHING),
     )
