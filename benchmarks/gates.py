@@ -1,10 +1,10 @@
-"""What gates reach that no merge does: gates of every kind beside the base, each LoRA, their average, sum and LEGO, on several tasks.
+"""What gates reach that no merge does: gates of every kind beside the base, each LoRA, and merges at their best strength.
 
     python -m benchmarks.gates [--write] [--as-it-is] [--only TEXT]
 
 Gates are trained on rows that neither the LoRAs' training nor the scores use. A score is the share of held-out rows answered exactly
-by greedy decoding. Every training's scores are kept in ``results/gates.json`` as soon as they are there: a run that was stopped goes
-on where it was; delete the file to measure anew.
+by greedy decoding. A merge's strength is chosen on the tasks' tune rows, as in `benchmarks.tasks`. Every training's scores are kept
+in ``results/gates.json`` as soon as they are there: a run that was stopped goes on where it was; delete the file to measure anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,6 +29,7 @@ from backends.training import Training
 from backends.variants import Variant
 from benchmarks.kept import Kept
 from benchmarks.report import machine, parser_for, table, write_into_readme
+from benchmarks.tasks import METHODS, STRENGTHS, summary
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
 
@@ -37,7 +39,8 @@ SETS = {
 }
 SEEDS = (0, 1, 2)  # of the kinds that are asked about most; the others run with the first
 STEPS, BATCH = 30, 6
-ROWS = 50  # held-out rows of each task
+MERGES = ("LEGO, k = 2r", "core, ties", "knots_ties", "tsv")
+ROWS, TUNE_ROWS = 50, 20  # of each task: held out; to choose a merge's strength
 PROMPTS = 10  # of each task, whose gates are looked at
 ANSWER = 96  # tokens of an answer to other questions, at most
 OUTSIDE = Path(__file__).parent / "outside.jsonl"
@@ -86,9 +89,10 @@ class Bench:
     def __init__(self) -> None:
         self.base = bases.load_base(bases.BUILTIN)
         self.sources = {entry.name: entry for entry in library.builtin()}
-        self.rows = {
-            task: [row for row in rows if row["split"] == "held_out"][:ROWS] for task, rows in text.tasks().items()
-        }
+        self.rows, self.tune = (
+            {task: [row for row in rows if row["split"] == split][:count] for task, rows in text.tasks().items()}
+            for split, count in (("held_out", ROWS), ("tune", TUNE_ROWS))
+        )
         names = sorted({task for tasks in SETS.values() for task in tasks})
         adapters, rows = {name: self.sources[name].key for name in names}, [self.rows[name] for name in names]
         self.kept = Kept("gates", adapters, rows)
@@ -100,28 +104,40 @@ class Bench:
         print(f"{key}: {100 * mean(cell['exact'].values()):.1f}", file=sys.stderr, flush=True)
         return cell
 
-    def exact(self, weighting: Weighting, tasks: Sequence[str]) -> dict[str, float]:
+    def exact(self, weighting: Weighting, tasks: Sequence[str], tune: bool = False) -> dict[str, float]:
         """Share of rows answered exactly, by task."""
-        found = {}
+        found, rows = {}, self.tune if tune else self.rows
         for task in tasks:
-            *_, last = text.score(self.base, [Variant("it", weighting)], self.rows[task])
+            *_, last = text.score(self.base, [Variant("it", weighting)], rows[task])
             found[task] = last.exact[0]
         return found
 
     def fixed(self, name: str) -> Iterator[tuple[str, Weighting]]:
-        """What needs no training."""
+        """What needs neither training nor a choice."""
         tasks = SETS[name]
         keys = [self.sources[task].key for task in tasks]
         yield "base", Weighting()
         yield from ((f"LoRA {task}", Weighting(((self.sources[task].key, 1.0),))) for task in tasks)
         yield "average (NLA)", Weighting(tuple((key, 1 / len(keys)) for key in keys))
         yield "sum", Weighting(tuple((key, 1.0) for key in keys))
-        merged = lego.merge([library.get(key) for key in keys], method="lego", k="2r", name="LEGO, k = 2r")
-        yield "LEGO, k = 2r", Weighting(((library.add_merge(merged).key, 1.0),))
+
+    def merged(self, name: str) -> Iterator[tuple[str, Weighting]]:
+        """Merges at the strength with the most exact answers on the tune rows."""
+        adapters = [library.get(self.sources[task].key) for task in SETS[name]]
+        for label in MERGES:
+            method, parameters = METHODS[label]
+            key = library.add_merge(lego.merge(adapters, method=method, name=label, **parameters)).key
+            tried = {strength: Weighting(((key, strength),)) for strength in STRENGTHS}
+            for strength, weighting in tried.items():
+                if (tune := f"{name}, tune | {label} | {strength:g}") not in self.kept.known():
+                    self.keep(tune, {"exact": self.exact(weighting, SETS[name], tune=True)})
+            known = self.kept.known()
+            best = max(tried, key=lambda λ: mean(known[f"{name}, tune | {label} | {λ:g}"]["exact"].values()))
+            yield f"{label}, λ = {best:g}", tried[best]
 
     def measure_fixed(self, name: str) -> None:
         """All that needs no training."""
-        for label, weighting in self.fixed(name):
+        for label, weighting in chain(self.fixed(name), self.merged(name)):
             key = f"{name} | {label} | 0"
             if "outside" not in self.kept.known().get(key, {}):
                 self.keep(key, {"exact": self.exact(weighting, SETS[name]), "outside": self.outside(weighting)})
@@ -209,14 +225,14 @@ def lines(bench: Bench, name: str) -> Iterator[list[str]]:
     alone = {task: cells[f"LoRA {task}"][0]["exact"][task] for task in SETS[name] if f"LoRA {task}" in cells}
     if len(alone) == len(SETS[name]):
         scores = [f"{100 * alone[task]:.1f}" for task in SETS[name]]
-        yield ["each LoRA on its own task", *scores, f"**{100 * mean(alone.values()):.1f}**", *[""] * 7]
+        yield ["each LoRA on its own task", *scores, bold([alone]), *[""] * 7]
     for label in sorted(cells, key=own):
         found = cells[label]
         means = [100 * mean(cell["exact"].values()) for cell in found]
         yield [
             label,
             *(f"{100 * mean(cell['exact'][task] for cell in found):.1f}" for task in SETS[name]),
-            f"**{mean(means):.1f}**",
+            bold([cell["exact"] for cell in found]),
             f"{stdev(means):.1f} of {len(means)}" if len(means) > 1 else "",
             number(found, "entropy", "{:.2f}"),
             number(found, "largest", "{:.2f}"),
@@ -225,6 +241,11 @@ def lines(bench: Bench, name: str) -> Iterator[list[str]]:
             number(found, "parameters", "{:,.0f}"),
             number(found, "seconds", "{:.0f}"),
         ]
+
+
+def bold(exact: list[dict[str, float]]) -> str:
+    """The mean over tasks and seeds in %, with its 95 % interval over rows."""
+    return f"**{summary([{task: {'exact': share, 'rows': ROWS} for task, share in one.items()} for one in exact])}**"
 
 
 def main() -> None:
@@ -256,7 +277,8 @@ def main() -> None:
     finally:
         shutil.rmtree(bench.scratch, ignore_errors=True)
     note = (
-        f"Exact match in % on {ROWS} held-out rows a task. Of {PROMPTS} prompts a task: mean entropy of a gate (nats), the largest "
+        f"Exact match in % on {ROWS} held-out rows a task, the mean ± 95 % over rows; λ: the strength that was best on other "
+        f"rows. Of {PROMPTS} prompts a task: mean entropy of a gate (nats), the largest "
         "mean share of one LoRA, the mean share of the task's own. Outside: nats a token of the base's answers to other questions. "
         "Seconds: of the processor, for the training."
     )
