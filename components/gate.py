@@ -164,6 +164,7 @@ def look(
     prompts = [text.strip() for text in (prompt, other) if text.strip()]
     asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)), steps, seed)
     if not visited or not session.gates or seen == asked:
+        yield gr.skip(), *silent, gr.skip()  # a generator that yields nothing would empty what is shown
         return
     if not prompts:
         yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked

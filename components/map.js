@@ -44,6 +44,7 @@ watch('value', async () => {
   const map = find('#unit-map'), marks = props.value;
   if (!map || !marks || !window.Plotly || !map._fullData) return;
   const traces = map._fullData, units = traces.flatMap((trace, i) => (trace.customdata ? [i] : []));
+  if (!units.length) return; // an empty map has nothing to mark
   if (marks.rows === null || marks.rows.length !== caught) {
     const wanted = marks.rows && new Set(marks.rows);
     const rows = (i) => Array.from(traces[i].customdata).flatMap((data, n) => (wanted.has(data[0]) ? [n] : []));

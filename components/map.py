@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from components import (
     ablate,
@@ -225,7 +226,7 @@ def follow(
     """Let the map, the layer strip, the table and the details show what is selected."""
     hidden = gr.Button(visible=False), gr.Column(visible=False), gr.Column(visible=False)
     if not session.picks or not kind:
-        return {}, "", "", "", *hidden
+        return unit_figures.Marks().data(np.empty((0, 2))), "", "", "", *hidden
     view = seen(session, kind, layer, k)
     points = maps.projected(view, projection) or maps.projected(view, "PCA")
     return (

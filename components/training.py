@@ -93,9 +93,10 @@ def create_settings() -> tuple[Any, ...]:
 
 def create_charts() -> tuple[Any, ...]:
     """Above the trained gates: progress and the live pictures, while and after gates are trained."""
-    with gr.Column(visible=False) as charts:
+    # Hidden, yet there: what comes for a plot that is not there yet would be lost.
+    with gr.Column(visible="hidden") as charts:
         progress = gr.HTML(label="Training progress")
-        with gr.Row(visible=False) as pictures:
+        with gr.Row(visible="hidden") as pictures:
             plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260}
             curves = gr.Plot(label="Training curves", elem_id="curves", **plain)
             choices = gr.Plot(label="Gates now", elem_id="gates-now", **plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import plotly.graph_objects as go
@@ -87,7 +88,7 @@ def unit_map(points: Points, groups: Sequence[Group], colour: str, marks: Marks 
         yaxis={**axis, "scaleanchor": "x"},
         dragmode="lasso",
         hovermode="closest",
-        uirevision="map",
+        uirevision=crc32(points.xy.tobytes()),  # a zoom stays as long as the points do
         # What the page selected last wins over what a lasso did before.
         selectionrevision=0 if marks.rows is None else hash(marks.rows.tobytes()),
         showlegend=colour == "adapter",

@@ -63,7 +63,7 @@ class Watch:
     def attach(self, page: Page) -> Page:
         """Watch a page from now on."""
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         page.on("request", lambda request: self.request(request.url))
         return page
 

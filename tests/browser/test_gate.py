@@ -81,6 +81,9 @@ def test_gates_are_trained_watched_masked_and_compared(opened: Opened) -> None:
     page.get_by_role("button", name="Show choices").click()
     expect(page.locator("#choices .xtitle")).to_contain_text("Is this review")
     expect(page.locator("#other-choices")).to_have_count(0)
+    page.get_by_role("button", name="Show choices").click()  # the same again leaves what is there
+    page.wait_for_timeout(1500)
+    expect(page.locator("#choices .heatmaplayer image")).to_be_visible()
     masks(page).nth(1).check()
     expect(page.get_by_role("region", name=re.compile("^Without Sentiment"))).to_be_visible()
     whole, masked = settled(page, "With all"), settled(page, "Without Sentiment of a review")

@@ -47,7 +47,7 @@ def upload(page: Page, files: list[Path]) -> None:
 
 def drawn(page: Page, count: int) -> Locator:
     """The pictures below the toggles, once they are done."""
-    grid = page.get_by_role("tabpanel", name="Gate").get_by_role("group", name="Pictures")
+    grid = page.get_by_role("tabpanel").filter(visible=True).get_by_role("group", name="Pictures")
     expect(grid.locator("img:not(.blurred)")).to_have_count(count)
     return grid
 
@@ -105,7 +105,7 @@ def test_gates_over_pictures_are_trained_watched_masked_and_compared(opened: Ope
     page.get_by_label("Prompts").fill("a fox")
     page.get_by_role("spinbutton", name=re.compile("^number input for Steps$|^Steps$")).fill("3")
     page.get_by_role("button", name="Compare", exact=True).click()
-    compared = page.get_by_role("tabpanel", name="Compare").get_by_role("group", name="Pictures")
+    compared = page.get_by_role("tabpanel").filter(visible=True).get_by_role("group", name="Pictures")
     expect(compared.locator("img:not(.blurred)")).to_have_count(6, timeout=240_000)
     pictures = shown(page, compared)
     assert np.array_equal(pictures["my gates: a fox, seed 0"], first)

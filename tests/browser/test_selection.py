@@ -72,10 +72,19 @@ def test_a_lasso_is_followed_and_escape_clears(opened: Opened) -> None:
 
 def test_zoom_stays_whatever_is_selected(opened: Opened) -> None:
     page = opened()
-    page.evaluate("Plotly.relayout(document.querySelector('#unit-map .js-plotly-plot'), {'xaxis.range': [-0.2, 0.3]})")
+    expect(page.get_by_text(re.compile("bricks shown"))).to_be_visible()  # by then the points are where they stay
     span = (
         "() => document.querySelector('#unit-map .js-plotly-plot').layout.xaxis.range.map((x) => x.toFixed(6)).join()"
     )
+    whole = page.evaluate(span)
+    page.locator("#unit-map .modebar-btn[data-val='zoom']").click()
+    area = page.locator("#unit-map .nsewdrag").first.bounding_box()
+    assert area
+    page.mouse.move(area["x"] + area["width"] * 0.2, area["y"] + area["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] * 0.6, area["y"] + area["height"] * 0.6, steps=6)
+    page.mouse.up()
+    page.wait_for_function(f"({span})() !== {whole!r}")
     zoomed = page.evaluate(span)
     page.get_by_role("table", name="Bricks").get_by_role("row").nth(1).click()
     expect(selected(page)).to_be_visible()
