@@ -1,17 +1,24 @@
-"""Undo and redo: every change of the session, up to a bound."""
+"""Undo and redo: every change of the session and of what is compared and how, up to a bound."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
 
-from components import kinds
-from components.session import Session
+from components import axes_box, kinds
+from components.compare import CompareTab
+from components.form import Form
+from components.remembered import AxesOf
+from components.session import Session, columns
+from components.shelf import shelf
 
 MOST = 60
 """Changes that can be undone."""
+TYPING = 2.0
+"""Seconds within which a setting that changes again is still being typed."""
 
 KEYS = """
 document.addEventListener('keydown', (event) => {
@@ -26,32 +33,67 @@ document.addEventListener('keydown', (event) => {
 
 
 @dataclass(frozen=True)
+class Moment:
+    """The page at one time: the session, and the settings of Compare."""
+
+    session: Session
+    form: Form
+
+    @classmethod
+    def of(cls, session: Session, settings: tuple[Any, ...]) -> Moment:
+        """From the page; how a result is looked at or judged is no part of it."""
+        return cls(session, replace(Form.of(settings), against="", blind=False, scores=(), judge=""))
+
+    def changed(self, other: Moment) -> list[str]:
+        """The settings in which two moments differ."""
+        return [each.name for each in fields(Form) if getattr(self.form, each.name) != getattr(other.form, each.name)]
+
+
+@dataclass(frozen=True)
 class History:
-    """The session as it was, is, and would be again."""
+    """The page as it was, is, and would be again; ``since`` is when it last changed, in seconds of a monotonic clock."""
 
-    past: tuple[Session, ...] = ()
-    present: Session | None = None
-    future: tuple[Session, ...] = ()
+    past: tuple[Moment, ...] = ()
+    present: Moment | None = None
+    future: tuple[Moment, ...] = ()
+    since: float = 0.0
 
-    def record(self, session: Session) -> History:
-        """After a change. What follows by itself from a change before (picks that do not fit the base step aside) is part of it."""
-        if self.present is None or session == self.present:
-            return replace(self, present=session)
-        if session == kinds.turned(self.present):
-            return replace(self, present=session)
-        return History((*self.past, self.present)[-MOST:], session)
+    def record(self, moment: Moment, now: float) -> History:
+        """After a change that a person made."""
+        before = self.present
+        if moment == before:
+            return self
+        if before is None or self._typing(moment, now):
+            return replace(self, present=moment, since=now)
+        if moment.session != before.session and moment.session == kinds.turned(before.session):
+            return replace(self, present=moment, since=now)  # picks that do not fit a base step aside by themselves
+        return History((*self.past, before)[-MOST:], moment, since=now)
 
-    def undo(self) -> History:
+    def follow(self, moment: Moment) -> History:
+        """After settings of the same session changed, perhaps by themselves: that is part of the change before."""
+        if self.present is None or moment.session != self.present.session:
+            return self
+        return replace(self, present=moment)
+
+    def _typing(self, moment: Moment, now: float) -> bool:
+        """Whether a change is one more letter of the change before."""
+        if not self.past or self.present is None or now - self.since > TYPING:
+            return False
+        if not self.past[-1].session == self.present.session == moment.session:
+            return False
+        return self.past[-1].changed(self.present) == self.present.changed(moment)
+
+    def undo(self, now: float) -> History:
         """One change back, where there is one."""
         if not self.past or self.present is None:
             return self
-        return History(self.past[:-1], self.past[-1], (self.present, *self.future))
+        return History(self.past[:-1], self.past[-1], (self.present, *self.future), now)
 
-    def redo(self) -> History:
+    def redo(self, now: float) -> History:
         """One undone change again, where there is one."""
         if not self.future or self.present is None:
             return self
-        return History((*self.past, self.present), self.future[0], self.future[1:])
+        return History((*self.past, self.present), self.future[0], self.future[1:], now)
 
 
 @dataclass(frozen=True)
@@ -72,33 +114,64 @@ def create() -> HistoryBox:
     return HistoryBox(undo, redo, gr.State(None))
 
 
-def begin(session: Session) -> History:
+def begin(session: Session, *settings: Any) -> History:
     """Nothing to undo: the page as it opens."""
-    return History(present=session)
+    return History(present=Moment.of(session, settings), since=time.monotonic())
 
 
-def record(session: Session | None, held: History | None) -> Any:
+def record(session: Session | None, held: History | None, *settings: Any) -> Any:
     """Remember a change."""
     if session is None:
         return gr.skip()
-    found = (held or History()).record(session)
+    found = (held or History()).record(Moment.of(session, settings), time.monotonic())
     return gr.skip() if found == held else found
 
 
-def back(held: History | None) -> tuple[Any, Any, Any]:
-    """The session before the last change, and its base."""
-    return _moved(held, held and held.undo())
+def follow(session: Session | None, held: History | None, *settings: Any) -> Any:
+    """Settings changed, perhaps by themselves."""
+    if session is None or held is None:
+        return gr.skip()
+    found = held.follow(Moment.of(session, settings))
+    return gr.skip() if found == held else found
 
 
-def forth(held: History | None) -> tuple[Any, Any, Any]:
-    """The session after the change that was undone, and its base."""
-    return _moved(held, held and held.redo())
+def back(held: History | None) -> tuple[Any, ...]:
+    """The page before the last change."""
+    return _moved(held, held and held.undo(time.monotonic()))
 
 
-def _moved(held: History | None, found: History | None) -> tuple[Any, Any, Any]:
-    if found is None or found == held or found.present is None:
-        return (gr.skip(),) * 3
-    return found, found.present, found.present.base
+def forth(held: History | None) -> tuple[Any, ...]:
+    """The page after the change that was undone."""
+    return _moved(held, held and held.redo(time.monotonic()))
+
+
+def _moved(held: History | None, found: History | None) -> tuple[Any, ...]:
+    if held is None or found is None or found == held or held.present is None or found.present is None:
+        return (gr.skip(),) * (3 + SETTINGS)
+    session, form = found.present.session, found.present.form
+    moved = (session, session.base) if session != held.present.session else (gr.skip(), gr.skip())
+    settings = (gr.skip(),) * SETTINGS if form == held.present.form else _settings(session, form)
+    return found, *moved, *settings
+
+
+SETTINGS = 19
+"""How many components ``outputs`` adds to the history, the session and its base."""
+
+
+def _settings(session: Session, form: Form) -> tuple[Any, ...]:
+    """The settings of Compare as they were."""
+    every = columns(kinds.own(session), shelf(session))
+    variants = gr.CheckboxGroup([(each.name, each.id) for each in every], value=form.ids)
+    sides = AxesOf(x=form.x or "", x_values=form.x_values, y=form.y or "", y_values=form.y_values, subject=None)
+    axes = axes_box.restored(session, sides, form.subject)
+    texts = form.length, form.temperature, form.seed, form.format
+    return variants, [each.id for each in every], form.prompts, form.mode, *axes, *texts, *form.drawing
+
+
+def outputs(tab: CompareTab, known: gr.State) -> list[Any]:
+    """What ``_settings`` fills."""
+    texts = [tab.length, tab.temperature, tab.seed, tab.format]
+    return [tab.variants, known, tab.prompts, tab.mode, *tab.axes.settings, *texts, *tab.draw.settings[:-1]]
 
 
 def able(held: History | None) -> tuple[Any, Any]:
@@ -106,12 +179,24 @@ def able(held: History | None) -> tuple[Any, Any]:
     return gr.Button(interactive=bool(held and held.past)), gr.Button(interactive=bool(held and held.future))
 
 
-def wire(box: HistoryBox, session: gr.State, base: gr.Dropdown, ready: Any, quick: dict[str, Any]) -> list[Any]:
+def wire(
+    box: HistoryBox,
+    session: gr.State,
+    base: gr.Dropdown,
+    tab: CompareTab,
+    known: gr.State,
+    ready: Any,
+    quick: dict[str, Any],
+) -> list[Any]:
     """Connect the buttons; ``ready`` is when the page has opened; gives the events after which another base may be wanted."""
-    session.change(record, [session, box.held], [box.held], **quick)
-    ready.success(begin, [session], [box.held], **quick)
+    given, settings = [session, box.held, *tab.settings], outputs(tab, known)
+    session.change(record, given, [box.held], **quick)
+    shown = [each for each in settings if each is not known]
+    gr.on([each.input for each in shown], record, given, [box.held], trigger_mode="always_last", **quick)
+    gr.on([each.change for each in shown], follow, given, [box.held], trigger_mode="always_last", **quick)
+    ready.success(begin, [session, *tab.settings], [box.held], **quick)
     box.held.change(able, [box.held], [box.undo, box.redo], **quick)
-    moved = [box.held, session, base]
+    moved = [box.held, session, base, *settings]
     return [
         button.click(function, [box.held], moved, **quick) for button, function in ((box.undo, back), (box.redo, forth))
     ]

@@ -81,7 +81,7 @@ def build() -> gr.Blocks:
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
         ready = merge.wire_first(merge_tab, opened, session)
-        moved = history.wire(past, session, library_tab.base, ready, SESSION)
+        moved = history.wire(past, session, library_tab.base, compare_tab, known, ready, SESSION)
         brought = sharing.wire(shared, compare_tab, session, known, library_tab.base, ready)
         asked.append(shared.asked.change(header.show_comparison, None, waiting, **PRIVATE))
         settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)

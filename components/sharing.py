@@ -123,7 +123,9 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     texts = found.writing
     told_by = texts.length, texts.temperature, texts.seed, texts.format
     drawn = drawing.shown(found.drawing)
-    yield "", found.session, base, variants, known, shown, base, mode, *axes, *told_by, *drawn
+    # The session last: what follows it reads what else is on the page, which must be there by then.
+    yield "", gr.skip(), base, variants, known, shown, base, mode, *axes, *told_by, *drawn
+    yield "", found.session, *(gr.skip(),) * (OUTPUTS - 2)
 
 
 def cleared() -> str:

@@ -15,7 +15,7 @@ import pytest
 from backends.bases import BUILTIN
 from components import comparing, comparison, document, export, history, kinds, making, opening, restore, sharing, shelf
 from components.form import Form
-from components.history import History
+from components.history import History, Moment
 from components.remembered import Remembered
 from components.session import Column, Edited, Made, Named, Pick, Session, columns
 from components.theme import css
@@ -217,39 +217,83 @@ def start() -> Session:
     return Session("base", (Pick("a" * 12),))
 
 
+FORM = Form("variants", ["base"], "", "", "", "", "base", "Hi", 32, 0.0, 0, "chat", "", False, (), DRAWN[:-1], "")
+
+
+def moment(session: Session, **changed: object) -> Moment:
+    return Moment(session, replace(FORM, **changed))  # type: ignore[arg-type]
+
+
 def test_undo_and_redo_walk_through_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "turned", lambda session: session)
-    states = [start()]
-    held = history.begin(states[0])
+    states = [moment(start())]
+    held = History(present=states[0])
     for i in range(5):
-        states.append(states[-1].weigh("a" * 12, float(i)))
-        held = held.record(states[-1])
-    assert held.record(states[-1]) == held
+        session = states[-1].session.weigh("a" * 12, float(i))
+        states += [moment(session), moment(session, length=i + 1)]
+        held = held.record(states[-2], 10.0 * i).record(states[-1], 10.0 * i + 1)
+    assert held.record(states[-1], 99) == held
     for state in reversed(states[:-1]):
-        held = held.undo()
+        held = held.undo(0)
         assert held.present == state
-    assert held.undo() == held
+    assert held.undo(0) == held
     for state in states[1:]:
-        held = held.redo()
+        held = held.redo(0)
         assert held.present == state
-    assert held.redo() == held
-    held = held.undo().record(other := start().weigh("a" * 12, 9.0))
+    assert held.redo(0) == held
+    held = held.undo(0).record(other := moment(start().weigh("a" * 12, 9.0)), 0)
     assert (held.present, held.future, held.past[-1]) == (other, (), states[-2])
 
 
-def test_history_is_bounded_and_follows_what_happens_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_of_typing_is_one_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "turned", lambda session: session)
+    held = History(present=moment(start()))
+    for i, text in enumerate(("a", "a c", "a cat")):
+        held = held.record(moment(start(), prompts=text), 10 + i)
+    assert (len(held.past), held.present) == (1, moment(start(), prompts="a cat"))
+    held = held.record(moment(start(), prompts="a cat", length=8), 12.5)  # another setting
+    held = held.record(moment(start(), prompts="a dog", length=8), 13)
+    held = held.record(moment(start(), prompts="a dog!", length=8), 13 + 2 * history.TYPING)  # later
+    assert [each.form.prompts for each in held.past] == ["Hi", "a cat", "a cat", "a dog"]
+
+
+def test_what_follows_a_change_by_itself_belongs_to_it() -> None:
+    held = History(present=moment(start()))
+    session = start().weigh("a" * 12, 2.0)
+    held = held.record(moment(session), 0).follow(moment(session, ids=["base", "new"]))
+    assert (held.past, held.present) == ((moment(start()),), moment(session, ids=["base", "new"]))
+    assert held.undo(1).follow(moment(start(), ids=[])).future == (held.present,)
+    assert held.follow(moment(start())) == held  # of a session that is not there any more
+
+
+def test_history_is_bounded_and_a_base_puts_picks_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         kinds, "turned", lambda session: replace(session, picks=()) if session.base == "other" else session
     )
-    held = history.begin(start())
+    held = History(present=moment(start()))
     for i in range(3 * history.MOST):
-        held = held.record(start().weigh("a" * 12, float(i + 2)))
+        held = held.record(moment(start().weigh("a" * 12, float(i + 2))), i)
     assert len(held.past) == history.MOST
     before = held.present
-    held = held.record(replace(start(), base="other"))
-    held = held.record(replace(start(), base="other", picks=()))  # by itself: the pick does not fit
-    assert held.undo().present == before
-    assert History().undo() == History()
+    held = held.record(moment(replace(start(), base="other")), 0)
+    held = held.record(moment(replace(start(), base="other", picks=())), 0)  # by itself: the pick does not fit
+    assert held.undo(0).present == before
+    assert History().undo(0) == History()
+
+
+def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
+    told = values(session, "axes")
+    held = history.begin(session, *told)
+    held = history.record(session, held, *values(session, "variants", prompts="else", length=40))
+    found, moved, base, variants, known, prompts, mode, *rest = history.back(held)
+    assert found.present == Moment.of(session, told)
+    assert {"__type__"} == set(moved) == set(base)  # neither has changed
+    assert (prompts, mode, rest[5:9]) == (told[7], "axes", [12, 0.5, 3, "raw"])
+    assert variants.value == told[1]
+    assert set(told[1]) < set(known)
+    assert [rest[1].value, rest[3].value] == ["0..1 | 0.5", "0, 1"]
+    assert tuple(rest[9:]) == DRAWN[:-1]
+    assert len(history.back(held)) == 3 + history.SETTINGS == len(history.back(None))
 
 
 def test_marks_follow_the_chosen_column() -> None:

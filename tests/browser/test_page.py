@@ -97,8 +97,10 @@ def test_two_visitors_do_not_disturb_each_other(opened: Opened) -> None:
 def test_a_comparison_can_be_stopped(opened: Opened) -> None:
     page = opened()
     tab(page, "Compare")
+    page.get_by_label("Prompts").fill("Write a long story about a lighthouse keeper.")
+    page.get_by_label("number input for Length").fill("512")
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.get_by_text(re.compile(r"token [1-9]\d* of at most 32"))).to_be_visible(timeout=120_000)
+    expect(page.get_by_text(re.compile(r"token [1-9]\d* of at most 512"))).to_be_visible(timeout=120_000)
     page.get_by_role("button", name="Stop comparing").click()
     expect(page.get_by_text("Stopped.")).to_be_visible()
     expect(page.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
