@@ -36,10 +36,14 @@ class Visitor:
         self._beating.start()
 
     def _beat(self) -> None:
-        with self.client.stream("GET", f"{self.url}/gradio_api/heartbeat/{self.session}") as answer:
-            for _ in answer.iter_lines():
-                if not self._open:
-                    return
+        try:
+            with self.client.stream("GET", f"{self.url}/gradio_api/heartbeat/{self.session}") as answer:
+                for _ in answer.iter_lines():
+                    if not self._open:
+                        return
+        except httpx.HTTPError:
+            if self._open:  # else `leave` has cut it off
+                raise
 
     def leave(self) -> None:
         """Close the tab."""

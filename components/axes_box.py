@@ -79,18 +79,21 @@ def restored(session: Session, axes: AxesOf | None, subject: str) -> tuple[Any, 
 
 def box(session: Session, name: str, text: str) -> Any:
     """The box of an axis with its values."""
-    made = turn(session, name)
-    return gr.Textbox(text, visible=made.visible, info=made.info, interactive=made.interactive)
+    return gr.Textbox(**{**_box(session, name), "value": text})
 
 
 def turn(session: Session, name: str | None) -> Any:
     """The box for an axis' values: typed, or chosen elsewhere."""
+    return gr.Textbox(**_box(session, name))
+
+
+def _box(session: Session, name: str | None) -> dict[str, Any]:
     axis: Axis | None = offered(session).get(name or NONE)
     if axis is None:
-        return gr.Textbox("", visible=False)
+        return {"value": "", "visible": False}
     if axis.name in CHOSEN:
-        return gr.Textbox("", info=CHOSEN[axis.name], interactive=False, visible=True)
-    return gr.Textbox(axis.example, info=HOW, interactive=True, visible=True)
+        return {"value": "", "info": CHOSEN[axis.name], "interactive": False, "visible": True}
+    return {"value": axis.example, "info": HOW, "interactive": True, "visible": True}
 
 
 def shown(mode: str, x: str | None, y: str | None) -> tuple[Any, Any, Any]:

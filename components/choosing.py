@@ -53,8 +53,8 @@ def written(
     base, chat = loading(session.base).base(), chats(session)
     yield fragments.progress("Asking the gates", None), NOTHING, gr.skip()
     chosen = choices(base, found, prompts, mask, chat).choices.numpy()
-    yield "", plots(session, found, prompts, view, chosen), gr.skip()
     shown, wanted = columns(session, mine, mask), Sampling(max_new_tokens=ANSWER, chat=chat)
+    yield "", plots(session, found, prompts, view, shown, chosen), gr.skip()
     answers = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
     for grid in generate(base, [column.variant for column in shown], prompts, wanted):
         answers = answers.filled(grid)
@@ -81,7 +81,7 @@ def drawn(
         yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
     courses = [row[0] for row in sheet.courses[-1]]
     steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)
-    yield "", plots(session, found, prompts, view, steps.mean(axis=0), steps), gr.skip()
+    yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), gr.skip()
 
 
 def sheets(base: str, shown: Sequence[Column], prompts: list[str], wanted: Drawing) -> Iterator[Sheet]:
@@ -112,6 +112,7 @@ def plots(
     found: GateEntry,
     prompts: Sequence[str],
     view: str,
+    shown: Sequence[Column],
     chosen: np.ndarray,
     steps: np.ndarray | None = None,
 ) -> tuple[Any, Any, Any, Any]:
@@ -121,14 +122,16 @@ def plots(
         session, found: whose LoRAs and gates.
         prompts: one, or two.
         view: `BESIDE` or `DIFFERENCE`.
+        shown: the last one is what chose.
         chosen: (gates, prompts, LoRAs).
         steps: of a base that draws, (steps, gates, prompts, LoRAs).
     """
     rows = [gating.place_of(site.name) for site in found.saved.sites]
     groups = gating.groups_of(session, gating.columns_of(found), shelf(session))
     made: list[Any] = [None] * 4
+    masked = f"<br>{escape(shown[-1].name)}" if len(shown) > 1 else ""
     if len(prompts) > 1 and view == DIFFERENCE:
-        title = "Other prompt less the first: how each gate's trust moves"
+        title = f"Other prompt less the first: how each gate's trust moves{masked}"
         made[0] = gate_figures.gate_changes(rows, groups, chosen[:, 1] - chosen[:, 0], title)
         if steps is not None:
             moved = steps[:, :, 1] - steps[:, :, 0]
@@ -136,7 +139,7 @@ def plots(
     else:
         for number, text in enumerate(prompts):
             title = escape(" ".join(text.split())[:48])
-            made[number] = gate_figures.gate_map(rows, groups, chosen[:, number], title)
+            made[number] = gate_figures.gate_map(rows, groups, chosen[:, number], title + masked)
             if steps is not None:
                 made[2 + number] = gate_figures.gate_course(rows, groups, steps[:, :, number], f"{title}: step by step")
     return tuple(gr.Plot(visible=False) if figure is None else gr.Plot(figure, visible=True) for figure in made)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,7 +183,7 @@ def check_prompts(prompts: list[str]) -> None:
         raise AdapterError(f"a prompt has {longest} characters", None, f"Give at most {PROMPT_LENGTH}.")
 
 
-def chosen_columns(session: Session, ids: list[str], rows: int) -> list[Column]:
+def chosen_columns(session: Session, ids: Sequence[str], rows: int) -> list[Column]:
     """The session's variants with these ids, in the session's order.
 
     Raises:

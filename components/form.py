@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ class Form:
     """The tab's settings as they come from the page, in the order of `CompareTab.settings`."""
 
     mode: str
-    ids: list[str]
+    ids: Sequence[str]
     x: str
     x_values: str
     y: str

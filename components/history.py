@@ -42,7 +42,8 @@ class Moment:
     @classmethod
     def of(cls, session: Session, settings: tuple[Any, ...]) -> Moment:
         """From the page; how a result is looked at or judged is no part of it."""
-        return cls(session, replace(Form.of(settings), against="", blind=False, scores=(), judge=""))
+        form = Form.of(settings)
+        return cls(session, replace(form, ids=tuple(form.ids), against="", blind=False, scores=(), judge=""))
 
     def changed(self, other: Moment) -> list[str]:
         """The settings in which two moments differ."""
@@ -51,29 +52,40 @@ class Moment:
 
 @dataclass(frozen=True)
 class History:
-    """The page as it was, is, and would be again; ``since`` is when it last changed, in seconds of a monotonic clock."""
+    """The page as it was, is, and would be again.
+
+    Attributes:
+        past, present, future: what undo and redo walk through.
+        since: when a person last changed it, in seconds of a monotonic clock.
+        before: the present before settings changed, as long as it is not known whether a person did that.
+    """
 
     past: tuple[Moment, ...] = ()
     present: Moment | None = None
     future: tuple[Moment, ...] = ()
     since: float = 0.0
+    before: Moment | None = None
 
     def record(self, moment: Moment, now: float) -> History:
         """After a change that a person made."""
         before = self.present
+        if moment == before and self.before is not None:  # the change itself was heard of first
+            return replace(self, present=self.before, before=None).record(moment, now)
         if moment == before:
             return self
         if before is None or self._typing(moment, now):
-            return replace(self, present=moment, since=now)
+            return replace(self, present=moment, since=now, before=None)
         if moment.session != before.session and moment.session == kinds.turned(before.session):
-            return replace(self, present=moment, since=now)  # picks that do not fit a base step aside by themselves
+            return replace(
+                self, present=moment, since=now, before=None
+            )  # picks that do not fit a base step aside by themselves
         return History((*self.past, before)[-MOST:], moment, since=now)
 
     def follow(self, moment: Moment) -> History:
         """After settings of the same session changed, perhaps by themselves: that is part of the change before."""
-        if self.present is None or moment.session != self.present.session:
+        if self.present is None or moment.session != self.present.session or moment == self.present:
             return self
-        return replace(self, present=moment)
+        return replace(self, present=moment, before=self.present)
 
     def _typing(self, moment: Moment, now: float) -> bool:
         """Whether a change is one more letter of the change before."""
@@ -161,9 +173,9 @@ SETTINGS = 19
 def _settings(session: Session, form: Form) -> tuple[Any, ...]:
     """The settings of Compare as they were."""
     every = columns(kinds.own(session), shelf(session))
-    variants = gr.CheckboxGroup([(each.name, each.id) for each in every], value=form.ids)
-    sides = AxesOf(x=form.x or "", x_values=form.x_values, y=form.y or "", y_values=form.y_values, subject=None)
-    axes = axes_box.restored(session, sides, form.subject)
+    variants = gr.CheckboxGroup([(each.name, each.id) for each in every], value=list(form.ids))
+    typed = {name: getattr(form, name) or "" for name in ("x", "x_values", "y", "y_values")}
+    axes = axes_box.restored(session, AxesOf(**typed), form.subject)
     texts = form.length, form.temperature, form.seed, form.format
     return variants, [each.id for each in every], form.prompts, form.mode, *axes, *texts, *form.drawing
 

@@ -93,7 +93,7 @@ def build() -> gr.Blocks:
     return page
 
 
-def open_page(address: str) -> tuple[Session, str, str]:
+def open_page(address: str | None) -> tuple[Session, str, str]:
     """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them; the address waits its turn."""
     session = start_session(bases.catalogue()[0].id)
-    return session, examples.first(session), address
+    return session, examples.first(session), address or ""

@@ -32,6 +32,18 @@ COPY = f"""async (link) => {{
   try {{ await navigator.clipboard.writeText(address); }} catch {{ window.prompt('Copy this address', address); }}
 }}"""
 
+RESTARTED = """
+// Another app answers at this address: this page's session is gone there, and comes back from the address.
+const {root, api_prefix, app_id} = window.gradio_config;
+const look = async () => {
+  if (document.hidden) return;
+  const answer = await fetch(`${root}${api_prefix}/app_id`).catch(() => null);
+  if (answer?.ok && (await answer.json()).app_id !== app_id) location.reload();
+};
+setInterval(look, 5000);
+document.addEventListener('visibilitychange', look);
+"""
+
 
 @dataclass(frozen=True)
 class ShareBox:
@@ -53,6 +65,7 @@ def create() -> ShareBox:
     link, shared = gr.Textbox(label="Session as an address", **held), gr.Textbox(label="Address to copy", **held)
     copy = gr.Button("Copy link", size="sm", min_width=90, scale=0)
     make = gr.Button("Save session", size="sm", min_width=110, scale=0)
+    gr.HTML("<span hidden></span>", js_on_load=RESTARTED, visible="hidden")
     save = gr.DownloadButton("session.yaml", size="sm", min_width=110, scale=0, visible=False)
     return ShareBox(link, shared, copy, make, save, gr.State(""), gr.State(None), gr.State(None))
 

@@ -49,7 +49,6 @@ class TrainBox:
     stop: gr.Button
     charts: gr.Column
     progress: gr.HTML
-    pictures: gr.Row
     curves: gr.Plot
     choices: gr.Plot
     ticket: gr.State
@@ -68,7 +67,7 @@ class TrainBox:
     @property
     def running(self) -> list[Any]:
         """What ``run`` fills."""
-        return [self.progress, self.pictures, self.curves, self.choices, self.made, self.run, self.stop]
+        return [self.progress, self.curves, self.choices, self.made, self.run, self.stop]
 
 
 def create_settings() -> tuple[Any, ...]:
@@ -93,14 +92,14 @@ def create_settings() -> tuple[Any, ...]:
 
 def create_charts() -> tuple[Any, ...]:
     """Above the trained gates: progress and the live pictures, while and after gates are trained."""
-    # Hidden, yet there: what comes for a plot that is not there yet would be lost.
-    with gr.Column(visible="hidden") as charts:
+    with gr.Column(visible=False) as charts:
         progress = gr.HTML(label="Training progress")
-        with gr.Row(visible="hidden") as pictures:
+        # The style sheet hides it while it is empty: what comes for a plot while `visible` changes would be lost.
+        with gr.Row(elem_classes="by-charts"):
             plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260}
             curves = gr.Plot(label="Training curves", elem_id="curves", **plain)
             choices = gr.Plot(label="Gates now", elem_id="gates-now", **plain)
-    return charts, progress, pictures, curves, choices
+    return charts, progress, curves, choices
 
 
 def read(session: Session, values: tuple[Any, ...]) -> GateRecipe:
@@ -165,26 +164,20 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
     try:
         stop, coming = stop_of(ticket), loading(session.base)
         for _ in coming.watch():
-            yield awaited(coming), gr.skip(), gr.skip(), gr.skip(), None, *busy
-        yield fragments.progress("Reading the samples", None), gr.skip(), gr.skip(), gr.skip(), None, *busy
+            yield awaited(coming), gr.skip(), gr.skip(), None, *busy
+        yield fragments.progress("Reading the samples", None), gr.skip(), gr.skip(), None, *busy
         recipe = read(session, values)
         training = begin(coming.base(), [pick.key for pick in session.picks], recipe)
         rows = [gating.place_of(site.name) for site in training.gates.sites]
         groups = gating.groups_of(session, training.gates.columns, shelf(session))
         history, last, drawn = gating.History(len(groups), len(training.keys)), None, 0.0
-        yield fragments.progress("Looking at samples, then the first step", None), *(gr.skip(),) * 3, None, *busy
+        yield fragments.progress("Looking at samples, then the first step", None), gr.skip(), gr.skip(), None, *busy
         for last in training.run(stop):
             if last.stopped is None:
                 history.add(last)
             if monotonic() - drawn > REDRAWN or last.step == last.steps:
                 drawn = monotonic()
-                yield (
-                    gating.line_of(last, history.began),
-                    gr.Row(visible=True),
-                    *_drawn(history, last, rows, groups),
-                    None,
-                    *busy,
-                )
+                yield gating.line_of(last, history.began), *_drawn(history, last, rows, groups), None, *busy
         yield *ended(training, last, recipe, session, name), *_buttons(busy=False)
     finally:
         forget(ticket)
@@ -196,7 +189,7 @@ def _drawn(history: gating.History, last: Progress, rows: list[str], groups: lis
 
 def ended(
     training: Training | LentTraining, last: Progress | None, recipe: GateRecipe, session: Session, name: str
-) -> tuple[str, Any, Any, Any, Gating | None]:
+) -> tuple[str, Any, Any, Gating | None]:
     """What is said and kept when a training ends: done, stopped, or no longer finite.
 
     Raises:
@@ -211,7 +204,7 @@ def ended(
     done = f"{last.step} of {last.steps} steps" if last.step < last.steps else f"{last.steps} steps"
     text = fragments.subtle(f"{done} in {clock(last.seconds)}. Kept as “{shown}”, here and among Compare's variants.")
     warning = fragments.note(f"Training ended early: {last.stopped}.") if last.stopped else ""
-    return warning + text, gr.skip(), gr.skip(), gr.skip(), as_gating(found, session.base, shown)
+    return warning + text, gr.skip(), gr.skip(), as_gating(found, session.base, shown)
 
 
 def stopping(ticket: str) -> tuple[str, Any]:

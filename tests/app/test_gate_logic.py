@@ -111,11 +111,11 @@ def test_untouched_controls_are_the_configs_defaults(session: Session, file: Pat
 
 def test_training_streams_and_ends_with_gates_of_the_session(session: Session, file: Path) -> None:
     states = trained(session, file)
-    drawn = [(curves, choices) for _, _, curves, choices, *_ in states if isinstance(choices, figures.go.Figure)]
+    drawn = [(curves, choices) for _, curves, choices, *_ in states if isinstance(choices, figures.go.Figure)]
     assert drawn
     assert [list(trace.x) for trace in drawn[-1][0].data] == [[1, 2, 3]] * 3
     np.testing.assert_allclose(np.asarray(drawn[-1][1].data[0].z).sum(axis=1), 1, rtol=1e-5)
-    made = states[-1][4]
+    made = states[-1][3]
     assert (made.name, made.base, made.experts) == ("my gates", "tiny", tuple(p.key for p in session.picks))
     assert store.entry(made.key).saved.steps == 3
     assert columns(session.gate(made), shelf.shelf(session))[-1].weighting.gates == made.key
@@ -318,6 +318,8 @@ def test_local_folders_of_gates_are_closed_on_a_space(session: Session, monkeypa
 def test_the_difference_is_the_other_prompt_less_the_first(session: Session, mine: Gating) -> None:
     chosen = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]])
     found = store.entry(mine.key)
-    plot, *hidden = choosing.plots(session.gate(mine), found, ["one", "two"], choosing.DIFFERENCE, chosen)
+    shown = choosing.columns(session, mine, mine.experts[:1])
+    plot, *hidden = choosing.plots(session.gate(mine), found, ["one", "two"], choosing.DIFFERENCE, shown, chosen)
+    assert json.loads(plot.value["plot"])["layout"]["xaxis"]["title"]["text"].endswith(f"<br>{shown[-1].name}")
     np.testing.assert_allclose(cells(plot), [[-0.7, 0.7], [0, 0]], atol=1e-12)
     assert not any(other.visible for other in hidden)

@@ -266,6 +266,15 @@ def test_what_follows_a_change_by_itself_belongs_to_it() -> None:
     assert held.follow(moment(start())) == held  # of a session that is not there any more
 
 
+def test_a_change_counts_in_whichever_order_the_page_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "turned", lambda session: session)
+    before, after = moment(start()), moment(start(), length=64)
+    one = History(present=before).record(after, 1).follow(after)
+    other = History(present=before).follow(after).record(after, 1)
+    assert one == other == History((before,), after, since=1)
+    assert one.undo(2).follow(before).redo(3).present == after
+
+
 def test_history_is_bounded_and_a_base_puts_picks_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         kinds, "turned", lambda session: replace(session, picks=()) if session.base == "other" else session
@@ -287,6 +296,7 @@ def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
     held = history.record(session, held, *values(session, "variants", prompts="else", length=40))
     found, moved, base, variants, known, prompts, mode, *rest = history.back(held)
     assert found.present == Moment.of(session, told)
+    assert isinstance(hash(found), int)  # the page tells by it whether the history has changed
     assert {"__type__"} == set(moved) == set(base)  # neither has changed
     assert (prompts, mode, rest[5:9]) == (told[7], "axes", [12, 0.5, 3, "raw"])
     assert variants.value == told[1]

@@ -31,7 +31,9 @@ def test_the_page_finds_a_restarted_app_with_its_session(browser: Browser, tmp_p
         expect(strip).to_contain_text("0.5")
         expect(page).to_have_url(re.compile("#session="))
         page.wait_for_timeout(2000)  # the address follows the last change
+        page.evaluate("window.beforeTheRestart = true")
     with served(home, tmp_path / "second.log", GRADIO_SERVER_PORT=port):
+        page.wait_for_function("!window.beforeTheRestart")
         expect(strip).to_contain_text("Plural", timeout=180_000)
         expect(strip).to_contain_text("0.5")
         tab(page, "Library")  # and it works
