@@ -66,7 +66,8 @@ def section(name: str, function: Any) -> str:
     """One endpoint: what it does, what it takes with types and defaults, an example."""
     about, meanings = read(inspect.getdoc(function) or "")
     given = inspect.signature(function)
-    lines = [f"## /{name}", "", about, ""]
+    tool = "" if function.__name__ == name else f" As an agent's tool it is called `{function.__name__}`."
+    lines = [f"## /{name}", "", about + tool, ""]
     if given.parameters:
         lines += ["| parameter | type | default | |", "|---|---|---|---|"]
         lines += [row(each, meanings.get(each.name, "")) for each in given.parameters.values()]

@@ -84,7 +84,7 @@ def trained(session: Session, file: Path, **changed: Any) -> list[tuple]:
 @pytest.fixture
 def mine(session: Session, file: Path) -> Gating:
     """Gates trained for a moment."""
-    made = trained(session, file)[-1][4]
+    made = trained(session, file)[-1][3]
     assert isinstance(made, Gating)
     return made
 
@@ -127,7 +127,7 @@ def test_stop_keeps_what_was_learned(session: Session, file: Path) -> None:
         if "step 1 of" in state[0]:
             assert "Stopping" in training.stopping("ticket")[0]
         last = state
-    assert 1 <= store.entry(last[4].key).saved.steps < 1000
+    assert 1 <= store.entry(last[3].key).saved.steps < 1000
     assert "of 1000 steps" in last[0]
     assert "ticket" not in work._stops
 
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_is_told_and_the_last_good_gates_are_kept(
     last = trained(session, file, steps=5)[-1]
     assert "Training ended early" in last[0]
     assert "nan" in last[0]
-    kept = store.entry(last[4].key).saved.steps
+    kept = store.entry(last[3].key).saved.steps
     assert 1 <= kept <= 2
     assert f"those of step {kept}" in last[0]
 
@@ -159,7 +159,7 @@ def test_one_lora_is_told(session: Session, file: Path) -> None:
     one = session.toggle(session.picks[0].key)
     with pytest.raises(gr.Error, match="one LoRA leaves nothing to choose"):
         trained(one, file)
-    assert list(training.run(one, "t", "", *values(file, base_expert=True, **SHORT)))[-1][4]
+    assert list(training.run(one, "t", "", *values(file, base_expert=True, **SHORT)))[-1][3]
     with pytest.raises(gr.Error, match="no LoRAs are picked"):
         trained(Session("tiny"), file)
 
@@ -222,7 +222,11 @@ def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -
     assert "With all" in answers
     assert f"Without {library.entry(first).title}" in answers
     seen = states[-1][6]
-    assert list(gate.look(session, True, seen, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0)) == []
+    again = list(gate.look(session, True, seen, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0))
+    assert [len(step) for step in again] == [len(states[-1])], (
+        "yields, since one that yields nothing empties what is shown"
+    )
+    assert all(part == gr.skip() for step in again for part in step)
     with pytest.raises(gr.Error, match="everything is masked"):
         list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 0))
 
@@ -237,7 +241,7 @@ def test_a_mask_joins_the_variants(session: Session, mine: Gating) -> None:
 
 
 def test_the_base_can_be_masked_where_it_is_an_expert(session: Session, file: Path) -> None:
-    made = trained(session, file, base_expert=True)[-1][4]
+    made = trained(session, file, base_expert=True)[-1][3]
     _, _, _, masks, _ = gate.refresh(session.gate(made), made.key, [])
     assert [key for _, key in masks.choices] == [*made.experts, BASE]
     kept = gate.keep(session.gate(made), made.key, [BASE])
