@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from mole.memory import out_of_memory, release
 
 T = TypeVar("T")
 
-__all__ = ["give_back", "halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
+__all__ = ["give_back", "give_back_at_times", "halves", "out_of_memory", "pictures_at_once", "release", "rows_at_once"]
 
 SHARE = 0.6
 """Of a GPU's free memory that a batch may take."""
@@ -28,6 +29,11 @@ CPU_BYTES = 2 * 2**30
 
 MOST_PICTURES = 256
 """In one batch."""
+
+PAUSE = 20.0
+"""Seconds between two times that memory is given back while the app works."""
+
+_given_back = 0.0
 
 
 def rows_at_once(base: Base, tokens: int, logit_positions: int = 1) -> int:
@@ -117,8 +123,17 @@ def free_bytes(device: torch.device) -> int:
     return min(CPU_BYTES, psutil.virtual_memory().available // 4)
 
 
+def give_back_at_times() -> None:
+    """The same at most every `PAUSE` seconds, for where something large is let go often: in many threads' heaps it piles up."""
+    global _given_back
+    if time.monotonic() - _given_back > PAUSE:
+        give_back()
+
+
 def give_back() -> None:
     """Give what has become free back to the system, as far as Python and the C library keep it."""
+    global _given_back
+    _given_back = time.monotonic()
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

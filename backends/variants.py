@@ -11,6 +11,7 @@ from backends import gates, library
 from backends.base import Base
 from backends.errors import BaseError
 from backends.language import TextBase
+from backends.memory import give_back_at_times
 from lego import Adapter
 from mole.gated import Route
 from mole.live import LivePool, Weighting
@@ -55,8 +56,11 @@ def pool_of(base: Base, variants: Sequence[Variant]) -> LivePool:
     made = LivePool(adapters, base.device, base.dtype)
     with _lock:
         _pools[place] = made
+        full = len(_pools) > KEPT
         while len(_pools) > KEPT:
             _pools.popitem(last=False)
+    if full:
+        give_back_at_times()
     return made
 
 
