@@ -1,19 +1,21 @@
 # make app    sets everything up and serves the page         make test   sets everything up and passes the tests
 # make check  style, types and the import rule               make bench  the measured claims of the README
+# make browser  every test in Chromium
 PYTHON ?= python3
 VENV   ?= .venv
 # First and pinned, so that no later package decides which build of torch comes.
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
+FIRST  := $(addprefix tests/browser/,test_accessible.py test_first_steps.py test_gate.py test_main_job.py)
 
-.PHONY: app test check bench chromium base clean
+.PHONY: app test browser check bench chromium base clean
 
 app: $(VENV)/app.done
 	$(BIN)/python app.py
 
 test: $(VENV)/dev.done check chromium base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/oracle tests/fuzz tests/app --durations=10
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/browser --durations=5
+	$(BIN)/python -m pytest $(FIRST) --durations=5
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .
@@ -23,6 +25,10 @@ check: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done base
 	$(BIN)/python -m benchmarks
+
+# Every browser test; `make test` runs those of the main job.
+browser: $(VENV)/dev.done chromium base
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/browser --durations=5
 
 # Chromium for the browser tests: the one that is there, else one that can be installed, else a message.
 chromium: $(VENV)/dev.done
