@@ -55,7 +55,6 @@ def test_agents_get_tools_where_the_package_is_installed(monkeypatch: pytest.Mon
         assert start.options()["mcp_server"] is (there is not None)
 
 
-@pytest.mark.skipif(find_spec("mcp") is None, reason="MCP is an extra: pip install gradio[mcp]")
 def test_the_tools_are_the_endpoints(url: str, endpoints: dict[str, object]) -> None:
     import json
     import urllib.request
