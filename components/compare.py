@@ -77,6 +77,12 @@ class CompareTab:
         return [*chosen, *texts, self.against, self.hidden, self.scores, *self.draw.settings]
 
     @property
+    def kept(self) -> list[Any]:
+        """What a recipe and undo bring back, beside the variants."""
+        texts = [self.length, self.temperature, self.seed, self.format]
+        return [self.prompts, self.mode, *self.axes.settings, *texts, *self.draw.settings[:-1]]
+
+    @property
     def running(self) -> list[Any]:
         """What ``start`` fills."""
         shown = [self.progress, self.grid, self.found, self.against, self.blind.ballot, self.blind.judged, self.recipe]
@@ -152,10 +158,13 @@ def refresh(session: Session, chosen: list[str], known: list[tuple[str, str]] | 
     """Offer the session's variants: what was chosen stays, what is new is chosen too."""
     found = columns(kinds.own(session), shelf(session))
     before = set(known or [])
-    value = [c.id for c in found if (c.id in chosen if c.id in before else c.id in usual(found))]
-    return gr.CheckboxGroup([(column.name, column.id) for column in found], value=value), [
-        column.id for column in found
-    ]
+    return offer(found, [c.id for c in found if (c.id in chosen if c.id in before else c.id in usual(found))])
+
+
+def offer(found: list[Column], chosen: Sequence[str]) -> tuple[Any, list[str]]:
+    """The boxes of the variants with the chosen ones ticked, and which variants are known from now on."""
+    known = [column.id for column in found]
+    return gr.CheckboxGroup([(column.name, column.id) for column in found], value=list(chosen)), known
 
 
 def read_prompts(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import axes_box, kinds
+from components import axes_box, compare, kinds
 from components.compare import CompareTab
 from components.form import Form
 from components.remembered import AxesOf
@@ -67,18 +67,22 @@ class History:
     before: Moment | None = None
 
     def record(self, moment: Moment, now: float) -> History:
-        """After a change that a person made."""
+        """After a change of the session."""
+        before = self.present
+        if before is None or moment.session in (before.session, kinds.turned(before.session)):
+            # The same one, or picks that do not fit a base have stepped aside by themselves.
+            return replace(self, present=moment, before=None)
+        return History((*self.past, before)[-MOST:], moment, since=now)
+
+    def enter(self, moment: Moment, now: float) -> History:
+        """After a person changed a setting."""
         before = self.present
         if moment == before and self.before is not None:  # the change itself was heard of first
-            return replace(self, present=self.before, before=None).record(moment, now)
-        if moment == before:
+            return replace(self, present=self.before, before=None).enter(moment, now)
+        if before is None or moment == before:
             return self
-        if before is None or self._typing(moment, now):
+        if self._typing(moment, now):
             return replace(self, present=moment, since=now, before=None)
-        if moment.session != before.session and moment.session == kinds.turned(before.session):
-            return replace(
-                self, present=moment, since=now, before=None
-            )  # picks that do not fit a base step aside by themselves
         return History((*self.past, before)[-MOST:], moment, since=now)
 
     def follow(self, moment: Moment) -> History:
@@ -132,10 +136,18 @@ def begin(session: Session, *settings: Any) -> History:
 
 
 def record(session: Session | None, held: History | None, *settings: Any) -> Any:
-    """Remember a change."""
+    """Remember a change of the session."""
     if session is None:
         return gr.skip()
     found = (held or History()).record(Moment.of(session, settings), time.monotonic())
+    return gr.skip() if found == held else found
+
+
+def enter(session: Session | None, held: History | None, *settings: Any) -> Any:
+    """Remember a change of a setting."""
+    if session is None or held is None:
+        return gr.skip()
+    found = held.enter(Moment.of(session, settings), time.monotonic())
     return gr.skip() if found == held else found
 
 
@@ -167,23 +179,16 @@ def _moved(held: History | None, found: History | None) -> tuple[Any, ...]:
 
 
 SETTINGS = 19
-"""How many components ``outputs`` adds to the history, the session and its base."""
+"""How many components ``_settings`` fills: the variants, those that are known, and what `CompareTab.kept` names."""
 
 
 def _settings(session: Session, form: Form) -> tuple[Any, ...]:
     """The settings of Compare as they were."""
-    every = columns(kinds.own(session), shelf(session))
-    variants = gr.CheckboxGroup([(each.name, each.id) for each in every], value=list(form.ids))
+    variants = compare.offer(columns(kinds.own(session), shelf(session)), form.ids)
     typed = {name: getattr(form, name) or "" for name in ("x", "x_values", "y", "y_values")}
     axes = axes_box.restored(session, AxesOf(**typed), form.subject)
     texts = form.length, form.temperature, form.seed, form.format
-    return variants, [each.id for each in every], form.prompts, form.mode, *axes, *texts, *form.drawing
-
-
-def outputs(tab: CompareTab, known: gr.State) -> list[Any]:
-    """What ``_settings`` fills."""
-    texts = [tab.length, tab.temperature, tab.seed, tab.format]
-    return [tab.variants, known, tab.prompts, tab.mode, *tab.axes.settings, *texts, *tab.draw.settings[:-1]]
+    return *variants, form.prompts, form.mode, *axes, *texts, *form.drawing
 
 
 def able(held: History | None) -> tuple[Any, Any]:
@@ -201,14 +206,13 @@ def wire(
     quick: dict[str, Any],
 ) -> list[Any]:
     """Connect the buttons; ``ready`` is when the page has opened; gives the events after which another base may be wanted."""
-    given, settings = [session, box.held, *tab.settings], outputs(tab, known)
+    given, shown = [session, box.held, *tab.settings], [tab.variants, *tab.kept]
     session.change(record, given, [box.held], **quick)
-    shown = [each for each in settings if each is not known]
-    gr.on([each.input for each in shown], record, given, [box.held], trigger_mode="always_last", **quick)
+    gr.on([each.input for each in shown], enter, given, [box.held], trigger_mode="always_last", **quick)
     gr.on([each.change for each in shown], follow, given, [box.held], trigger_mode="always_last", **quick)
     ready.success(begin, [session, *tab.settings], [box.held], **quick)
     box.held.change(able, [box.held], [box.undo, box.redo], **quick)
-    moved = [box.held, session, base, *settings]
+    moved = [box.held, session, base, tab.variants, known, *tab.kept]
     return [
         button.click(function, [box.held], moved, **quick) for button, function in ((box.undo, back), (box.redo, forth))
     ]

@@ -128,16 +128,15 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     for note in found.notes:
         gr.Warning(note)
     every = columns(kinds.own(found.session), shelf(found.session))
-    variants = gr.CheckboxGroup([(column.name, column.id) for column in every], value=list(found.chosen))
+    variants = compare.offer(every, found.chosen)
     shown = "\n".join(prompt.replace("\n", "\\n") for prompt in found.prompts)
-    known = [column.id for column in every]
     mode = compare.VARIANTS if found.axes is None else compare.AXES
     axes = axes_box.restored(found.session, found.axes, found.subject)
     texts = found.writing
     told_by = texts.length, texts.temperature, texts.seed, texts.format
     drawn = drawing.shown(found.drawing)
     # The session last: what follows it reads what else is on the page, which must be there by then.
-    yield "", gr.skip(), base, variants, known, shown, base, mode, *axes, *told_by, *drawn
+    yield "", gr.skip(), base, *variants, base, shown, mode, *axes, *told_by, *drawn
     yield "", found.session, *(gr.skip(),) * (OUTPUTS - 2)
 
 
@@ -148,9 +147,7 @@ def cleared() -> str:
 
 def outputs(tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> list[Any]:
     """What ``bring_back`` fills."""
-    first = [tab.progress, session, base, tab.variants, known, tab.prompts, tab.draw.suited, tab.mode]
-    texts = [tab.length, tab.temperature, tab.seed, tab.format]
-    return [*first, *tab.axes.settings, *texts, *tab.draw.settings[:-1]]
+    return [tab.progress, session, base, tab.variants, known, tab.draw.suited, *tab.kept]
 
 
 def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown, ready: Any) -> Any:

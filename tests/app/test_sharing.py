@@ -231,8 +231,8 @@ def test_undo_and_redo_walk_through_every_change(monkeypatch: pytest.MonkeyPatch
     for i in range(5):
         session = states[-1].session.weigh("a" * 12, float(i))
         states += [moment(session), moment(session, length=i + 1)]
-        held = held.record(states[-2], 10.0 * i).record(states[-1], 10.0 * i + 1)
-    assert held.record(states[-1], 99) == held
+        held = held.record(states[-2], 10.0 * i).enter(states[-1], 10.0 * i + 1)
+    assert held.record(states[-1], 99) == held.enter(states[-1], 99) == held
     for state in reversed(states[:-1]):
         held = held.undo(0)
         assert held.present == state
@@ -249,11 +249,11 @@ def test_a_burst_of_typing_is_one_change(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(kinds, "turned", lambda session: session)
     held = History(present=moment(start()))
     for i, text in enumerate(("a", "a c", "a cat")):
-        held = held.record(moment(start(), prompts=text), 10 + i)
+        held = held.enter(moment(start(), prompts=text), 10 + i)
     assert (len(held.past), held.present) == (1, moment(start(), prompts="a cat"))
-    held = held.record(moment(start(), prompts="a cat", length=8), 12.5)  # another setting
-    held = held.record(moment(start(), prompts="a dog", length=8), 13)
-    held = held.record(moment(start(), prompts="a dog!", length=8), 13 + 2 * history.TYPING)  # later
+    held = held.enter(moment(start(), prompts="a cat", length=8), 12.5)  # another setting
+    held = held.enter(moment(start(), prompts="a dog", length=8), 13)
+    held = held.enter(moment(start(), prompts="a dog!", length=8), 13 + 2 * history.TYPING)  # later
     assert [each.form.prompts for each in held.past] == ["Hi", "a cat", "a cat", "a dog"]
 
 
@@ -264,13 +264,16 @@ def test_what_follows_a_change_by_itself_belongs_to_it() -> None:
     assert (held.past, held.present) == ((moment(start()),), moment(session, ids=["base", "new"]))
     assert held.undo(1).follow(moment(start(), ids=[])).future == (held.present,)
     assert held.follow(moment(start())) == held  # of a session that is not there any more
+    followed = held.undo(1).follow(moment(start(), ids=[]))
+    again = followed.record(moment(start(), ids=[]), 1)  # the page tells of the session that undo brought back
+    assert (again.past, again.future) == ((), (held.present,))
 
 
 def test_a_change_counts_in_whichever_order_the_page_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "turned", lambda session: session)
     before, after = moment(start()), moment(start(), length=64)
-    one = History(present=before).record(after, 1).follow(after)
-    other = History(present=before).follow(after).record(after, 1)
+    one = History(present=before).enter(after, 1).follow(after)
+    other = History(present=before).follow(after).enter(after, 1)
     assert one == other == History((before,), after, since=1)
     assert one.undo(2).follow(before).redo(3).present == after
 
@@ -293,7 +296,7 @@ def test_history_is_bounded_and_a_base_puts_picks_aside(monkeypatch: pytest.Monk
 def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
     told = values(session, "axes")
     held = history.begin(session, *told)
-    held = history.record(session, held, *values(session, "variants", prompts="else", length=40))
+    held = history.enter(session, held, *values(session, "variants", prompts="else", length=40))
     found, moved, base, variants, known, prompts, mode, *rest = history.back(held)
     assert found.present == Moment.of(session, told)
     assert isinstance(hash(found), int)  # the page tells by it whether the history has changed
