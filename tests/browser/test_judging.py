@@ -184,6 +184,7 @@ def test_changes_are_undone_and_made_again(opened: Opened) -> None:
     expect(redo).to_be_disabled()
     undo.click()
     expect(length).to_have_value("32")
+    expect(redo).to_be_enabled()
     page.keyboard.press("Control+Shift+Z")
     expect(length).to_have_value("64")
     box.fill("typed")
