@@ -159,12 +159,19 @@ class Training:
         """Go on where gates on disk were, exactly.
 
         Raises:
-            AdapterError: when they are of another base, other LoRAs, or another kind.
+            AdapterError: when they are of another base or other LoRAs, or learned otherwise than the recipe says.
         """
         saved = checkpoint.read_config(folder)
-        checkpoint.check_fit(saved, base_of(self.base), experts_of(self.keys), folder)
-        if saved.recipe.gates != self.recipe.gates:
-            raise AdapterError("holds gates of another kind than the recipe's", folder, "Train them anew.")
+        experts = experts_of(self.keys)
+        checkpoint.check_fit(saved, base_of(self.base), experts, folder)
+        names = [[expert.name for expert in found] for found in (saved.experts, experts)]
+        order = [[expert.fingerprint for expert in found] for found in (saved.experts, experts)]
+        found = saved.recipe.differs(self.recipe)
+        if order[0] != order[1]:
+            found = f"the LoRAs {', '.join(names[0])}, where the recipe has {', '.join(names[1])}"
+        if found:
+            fix = "Go on with the recipe in its folder, with more steps if you like, or train anew."
+            raise AdapterError(f"learned with {found}", folder, fix)
         place = folder / checkpoint.TRAINING
         try:
             self.trainer.resume(checkpoint.read_tensors(place))

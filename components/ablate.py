@@ -16,10 +16,11 @@ from backends.ablation import Ablation, ablate_image, ablate_text
 from backends.alignment import Alignment
 from backends.bases import ImageBase
 from backends.drawing import Drawing
-from components import aligning, examples, fragments, kinds, maps
+from components import aligning, examples, fragments, kinds, maps, stoppable
 from components.compare import PROMPT_LENGTH, awaited
 from components.messages import told
 from components.session import Session
+from components.stoppable import Stoppable
 from components.work import loading
 from lego import AdapterError
 from lego.unitset import UnitSet
@@ -51,9 +52,7 @@ class AblateBox:
     """The components of the section that events need."""
 
     prompt: gr.Textbox
-    run: gr.Button
-    stop: gr.Button
-    progress: gr.HTML
+    run: Stoppable
     table: gr.HTML
     found: gr.State
 
@@ -64,10 +63,10 @@ def create() -> AblateBox:
         gr.HTML(fragments.subtle(ABOUT))
         with gr.Row(elem_classes="by-bottom"):
             prompt = gr.Textbox(label="Prompt for the ablation", max_length=PROMPT_LENGTH, min_width=200)
-            run_button = gr.Button("Mute each cluster in turn", scale=0, min_width=220)
-            stop = gr.Button("Stop muting", visible=False, scale=0, min_width=130)
-        progress, table = gr.HTML(), gr.HTML(label="What each cluster does")
-    return AblateBox(prompt, run_button, stop, progress, table, gr.State(()))
+            run_box = stoppable.create("Mute each cluster in turn", "Stop muting")
+        run_box.progress.render()
+        table = gr.HTML(label="What each cluster does")
+    return AblateBox(prompt, run_box, table, gr.State(()))
 
 
 def clusters(seen: maps.View) -> list[Cluster]:
@@ -85,15 +84,6 @@ def clusters(seen: maps.View) -> list[Cluster]:
     return made
 
 
-def _buttons(busy: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
-
-
-def waiting() -> tuple[Any, ...]:
-    """What is shown at once, however long others keep the model busy."""
-    return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
-
-
 @told
 def run(session: Session, prompt: str, place: str, k: float) -> Iterator[tuple]:
     """Mute cluster after cluster; the ranking fills while it runs."""
@@ -106,12 +96,12 @@ def run(session: Session, prompt: str, place: str, k: float) -> Iterator[tuple]:
         raise AdapterError(f"{len(muted)} clusters are too many", None, fix)
     sets, coming = tuple(cluster.units for cluster in muted), loading(session.base)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), sets, *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), sets
     prompt = prompt.replace("\\n", "\n")[:PROMPT_LENGTH]
     for found in _measured(session, coming.base(), sets, prompt):
-        yield _reached(found, kind), draw(muted, found, kind), sets, *_buttons(busy=True)
+        yield _reached(found, kind), draw(muted, found, kind), sets
     done = f"{len(muted)} clusters muted in turn in {found.seconds:.1f} s."
-    yield fragments.subtle(done), draw(muted, found, kind), sets, *_buttons(busy=False)
+    yield fragments.subtle(done), draw(muted, found, kind), sets
 
 
 def _measured(session: Session, base: Any, sets: Sequence[UnitSet], prompt: str) -> Iterator[Ablation]:
@@ -158,11 +148,6 @@ def suggest(session: Session) -> str:
     return examples.first(session).split("\n")[0]
 
 
-def ended() -> tuple[Any, ...]:
-    """After a stop or an error: keep the table, set the buttons back."""
-    return fragments.subtle("Stopped."), *_buttons(busy=False)
-
-
 def wire(
     box: AblateBox, session: gr.State, picked: gr.State, place: list[Any], where: Callable[[str, str], str]
 ) -> None:
@@ -174,15 +159,9 @@ def wire(
         where: what kind and layer name.
     """
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
-    buttons = [box.run, box.stop]
 
     def start(session: Session, prompt: str, kind: str, layer: str, k: float) -> Iterator[tuple]:
         yield from run(session, prompt, where(kind, layer), k)
 
     picked.change(suggest, [session], [box.prompt], **private)
-    clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
-    results = [box.progress, box.table, box.found, *buttons]
-    running = clicked.then(start, [session, box.prompt, *place], results, **model)
-    running.failure(ended, None, [box.progress, *buttons], **private)
-    box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)
+    stoppable.wire(box.run, start, [session, box.prompt, *place], [box.table, box.found])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -108,16 +108,13 @@ def compute(kind: str) -> tuple[str, Comparison | Gallery]:
     session = first_session(kind)
     loading(session.base).base()
     planned = first_plan(session)
-    steps: Iterator[tuple[str, Any]]
     wanted: Drawing | Sampling
     if kind == kinds.IMAGE:
         wanted = drawing.read(Drawing().steps, drawing.own_guidance(session.base), "0", "", "", "")
         planned = replace(planned, seeds=wanted.seeds)
-        steps = running.pictures(session.base, planned, wanted, aligning.usual(session.base))
     else:
         wanted = compare.sampling(compare.LENGTH, 0, 0, "chat")
-        steps = running.texts(session.base, planned, wanted)
-    *_, (_, result) = steps
+    *_, (_, result) = running.every(session.base, planned, wanted, aligning.usual(session.base))
     return digest(session, planned, wanted), result
 
 

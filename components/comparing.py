@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from backends.image import Drawing
 from components import (
     ahead,
     aligning,
@@ -88,12 +87,8 @@ def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tupl
     shown = "" if ballot else gr.skip()
     recipe = form.recipe(session, draws)
     yield gr.skip(), shown, None, offer(planned, against), ballot, None, recipe, *_buttons(busy=True)
-    if isinstance(wanted, Drawing):
-        steps: Iterator[tuple[str, Any]] = running.pictures(session.base, planned, wanted, form.judge)
-    else:
-        steps = running.texts(session.base, planned, wanted)
     found: Found = None
-    for line, found in steps:
+    for line, found in running.every(session.base, planned, wanted, form.judge):
         # What is judged blind may be revealed meanwhile: the grid is then drawn by that, and once more after the end.
         shown, judged = redraw(found, against, ballot, form.scores, running=True), gr.skip()
         if ballot:

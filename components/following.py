@@ -22,6 +22,16 @@ class Ticks(gr.CheckboxGroup):
         return super().preprocess([value for value in payload if value in offered])
 
 
+class Within(gr.Slider):
+    """A slider: what lies outside its range counts as its nearest end."""
+
+    is_template = True
+
+    def preprocess(self, payload: float) -> float:
+        """The value, inside the range that is on offer."""
+        return super().preprocess(min(max(payload, self.minimum), self.maximum))
+
+
 class Choice(gr.Dropdown):
     """A drop-down list of which one is chosen."""
 

@@ -23,6 +23,7 @@ from components import (
     unit_figures,
     views,
 )
+from components.following import Within
 from components.messages import told
 from components.session import Selection, Session
 from lego import AdapterError
@@ -85,7 +86,7 @@ def create() -> MapTab:
             colourings = list(unit_figures.COLOURINGS)
             colour = gr.Radio(colourings, value="adapter", label="Colour by", min_width=300, scale=7)
             projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
-            k = gr.Slider(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
+            k = Within(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
         note = gr.HTML(fragments.progress("Reading bricks", None))
         with gr.Row():
             with gr.Column(scale=3, min_width=320):

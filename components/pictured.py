@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 
 from backends.image import Drawing
-from components import aligning, examples, kinds, pictures, plan, running
+from components import aligning, examples, kinds, pictures, plan, running, stoppable
 from components.messages import told
 from components.session import Column, Selection, Session
+from components.stoppable import Stoppable
 from components.work import loading
 from lego import AdapterError
 from lego.unitset import UnitSet
@@ -24,8 +25,7 @@ class PictureBox:
 
     panel: gr.Column
     prompt: gr.Textbox
-    run: gr.Button
-    progress: gr.HTML
+    run: Stoppable
     shown: gr.HTML
 
 
@@ -34,9 +34,10 @@ def create() -> PictureBox:
     with gr.Column(visible=False, elem_classes="plain") as panel:
         with gr.Row(elem_classes="by-bottom"):
             prompt = gr.Textbox(label="Picture of", max_length=400, min_width=200)
-            run_button = gr.Button("Draw with and without the brick", scale=0, min_width=240)
-        progress, shown = gr.HTML(), gr.HTML(label="Pictures with and without the brick")
-    return PictureBox(panel, prompt, run_button, progress, shown)
+            run_box = stoppable.create("Draw with and without the brick", "Stop drawing")
+        run_box.progress.render()
+        shown = gr.HTML(label="Pictures with and without the brick")
+    return PictureBox(panel, prompt, run_box, shown)
 
 
 def offered(session: Session, chosen: Selection) -> bool:
@@ -72,10 +73,14 @@ def run(session: Session, chosen: Selection, prompt: str) -> Iterator[tuple[str,
         yield line, pictures.draw(found, running=not found.finished)
 
 
+def cleared() -> tuple[Any, ...]:
+    """Nothing is drawn."""
+    return "", *stoppable.idle(), ""
+
+
 def wire(box: PictureBox, session: gr.State, chosen: gr.State, picked: gr.State) -> None:
     """Connect the section's events; other bricks' pictures leave with the selection, the prompt follows the picks."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     picked.change(suggest, [session], [box.prompt], **private)
-    box.run.click(run, [session, chosen, box.prompt], [box.progress, box.shown], **model)
-    chosen.change(lambda: ("", ""), None, [box.progress, box.shown], **private)
+    drawing = stoppable.wire(box.run, run, [session, chosen, box.prompt], [box.shown])
+    chosen.change(cleared, None, [*box.run.all, box.shown], cancels=[drawing], **private)

@@ -106,6 +106,13 @@ def prepared(plan: Plan) -> Iterator[tuple[str, list[Column], Run | None]]:
             yield "", plan.columns(made), run
 
 
+def every(base: str, plan: Plan, wanted: Sampling | Drawing, judge: str) -> Iterator[tuple[str, Any]]:
+    """Texts or pictures of every column, as they come; ``judge`` is the model that says how well pictures fit."""
+    if isinstance(wanted, Drawing):
+        return pictures(base, plan, wanted, judge)
+    return texts(base, plan, wanted)
+
+
 def texts(base: str, plan: Plan, wanted: Sampling) -> Iterator[tuple[str, Comparison]]:
     """Let every column answer every prompt."""
     check(plan, draws=False)

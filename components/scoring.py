@@ -10,12 +10,13 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Scores, score, tasks
-from components import examples, fragments, kinds, queueing
+from components import examples, fragments, kinds, stoppable
 from components.compare import awaited, chosen_columns
 from components.comparison import Comparison, Scored
 from components.messages import told
 from components.session import Column, Session
 from components.shelf import shelf
+from components.stoppable import Stoppable
 from components.work import loading
 from lego import AdapterError
 from mole.pool import Weighting
@@ -30,9 +31,7 @@ class ScoreBox:
     panel: gr.Column
     tasks: gr.CheckboxGroup
     rows: gr.Slider
-    run: gr.Button
-    stop: gr.Button
-    progress: gr.HTML
+    run: Stoppable
     table: gr.HTML
 
 
@@ -47,10 +46,10 @@ def create() -> ScoreBox:
             names = gr.CheckboxGroup(sorted(tasks()), label="Tasks", min_width=260, scale=3)
             rows = gr.Slider(10, MOST_SCORED, value=40, step=10, label="Rows per task", min_width=160, scale=2)
         with gr.Row():
-            run_button = gr.Button("Score", scale=0, min_width=150)
-            stop = gr.Button("Stop scoring", visible=False, scale=0, min_width=150)
-        progress, shown = gr.HTML(), gr.HTML(label="Scores")
-    return ScoreBox(panel, names, rows, run_button, stop, progress, shown)
+            run_box = stoppable.create("Score", "Stop scoring")
+        run_box.progress.render()
+        shown = gr.HTML(label="Scores")
+    return ScoreBox(panel, names, rows, run_box, shown)
 
 
 def choose(session: Session) -> tuple[Any, Any]:
@@ -59,15 +58,6 @@ def choose(session: Session) -> tuple[Any, Any]:
     fitting = [examples.task_of(entries[pick.key]) for pick in session.picks]
     texts = gr.Column(visible=kinds.of_base(session.base) != kinds.IMAGE)
     return gr.CheckboxGroup(value=[task for task in dict.fromkeys(fitting) if task]), texts
-
-
-def _buttons(busy: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
-
-
-def waiting() -> tuple[Any, ...]:
-    """What is shown at once, however long others keep the model busy."""
-    return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
 
 
 @told
@@ -80,17 +70,17 @@ def run(session: Session, ids: list[str], shown: Any, names: list[str], rows: fl
     count = max(1, min(MOST_SCORED, int(rows)))
     coming = loading(session.base)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), gr.skip(), *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), gr.skip()
     done: dict[str, Scores] = {}
     for i, name in enumerate(wanted):
         for state in score(coming.base(), [column.variant for column in chosen], examples.held_out(name)[:count]):
             done[name] = state
             share = (i + state.done / max(1, state.total)) / len(wanted)
             line = fragments.progress(f"{name}: {state.done} of {state.total}", share)
-            yield line, table(scored(chosen, done)), gr.skip(), *_buttons(busy=True)
+            yield line, table(scored(chosen, done)), gr.skip()
     legend = f"At most {count} held-out rows a task. Below each share: its 95 % interval, and nats per answer token."
     found = scored(chosen, done)
-    yield fragments.subtle(legend), table(found), found, *_buttons(busy=False)
+    yield fragments.subtle(legend), table(found), found
 
 
 def distinct(shown: Comparison) -> list[Column]:
@@ -129,21 +119,8 @@ def _cell(score: Scored, best: float) -> str:
     return f'{share}<br><small class="by-subtle by-num">{small}</small>'
 
 
-def ended() -> tuple[Any, ...]:
-    """After a stop or an error: keep the table, set the buttons back."""
-    return fragments.subtle("Stopped."), *_buttons(busy=False)
-
-
 def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup, shown: gr.State, scores: gr.State) -> None:
     """Connect the section's events; ``shown`` is the comparison, ``scores`` is filled."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     session.change(choose, [session], [box.tasks, box.panel], **private)
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
-    buttons = [box.run, box.stop]
-    clicked = box.run.click(waiting, None, [box.progress, *buttons], **private)
-    running = clicked.then(
-        run, [session, variants, shown, box.tasks, box.rows], [box.progress, box.table, scores, *buttons], **model
-    )
-    queueing.follow(clicked.then, "model", box.progress)
-    running.failure(ended, None, [box.progress, *buttons], **private)
-    box.stop.click(ended, None, [box.progress, *buttons], cancels=[running], **private)
+    stoppable.wire(box.run, run, [session, variants, shown, box.tasks, box.rows], [box.table, scores])

@@ -67,12 +67,9 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     for _ in coming.watch():
         yield awaited(coming), busy, gr.skip()
     wanted = form.wanted(coming.base().info.kind == kinds.IMAGE)
-    if isinstance(wanted, Drawing):
-        planned = plan.side_by_side(both, prompts, wanted.seeds)
-        steps: Iterator[tuple[str, Any]] = running.pictures(session.base, planned, wanted, aligning.NONE)
-    else:
-        steps = running.texts(session.base, plan.side_by_side(both, prompts), wanted)
-    for line, found in steps:
+    seeds = wanted.seeds if isinstance(wanted, Drawing) else ()
+    planned = plan.side_by_side(both, prompts, seeds)
+    for line, found in running.every(session.base, planned, wanted, aligning.NONE):
         yield line, busy, draw(found)
     yield line, gr.Button(visible=False), gr.skip()
 

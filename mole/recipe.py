@@ -64,3 +64,18 @@ class GateRecipe(Document):
         if edited := next((source for source in self.sources if source.edits), None):
             raise ValueError(f"edits units of {edited}, but gates mix whole adapters; save the edited one first")
         return self
+
+    def differs(self, other: GateRecipe) -> str | None:
+        """The first thing that makes a training by ``other`` learn otherwise than by this one, for people; their length does not."""
+
+        def told(recipe: GateRecipe) -> dict[str, object]:
+            data = [(rows.sha256, rows.split, rows.share) for rows in recipe.data]  # wherever the files are
+            guidance = recipe.guidance and recipe.guidance.model_dump()
+            settings = recipe.training.model_dump(exclude={"steps", "micro_batch"})
+            return {"data": data, "gates": recipe.gates.model_dump(), "guidance": guidance, **settings}
+
+        own, others = told(self), told(other)
+        name = next((name for name in own if own[name] != others[name]), None)
+        if name in ("data", "gates", "guidance"):
+            return f"other {name} than the recipe's"
+        return name and f"{name} {own[name]}, where the recipe says {others[name]}"

@@ -36,9 +36,11 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def training(base: TextBase, tmp_path: Path, rows: Path, steps: int = 3, **gates: Any) -> Training:
-    keys = [tiny_entry(tmp_path / f"lora{seed}", seed, rank).key for seed, rank in ((1, 4), (2, 2))]
-    options = {"steps": steps, "batch": 4, "calibration": 4, "lr": 0.02}
+def training(
+    base: TextBase, tmp_path: Path, rows: Path, steps: int = 3, order: int = 1, lr: float = 0.02, **gates: Any
+) -> Training:
+    keys = [tiny_entry(tmp_path / f"lora{seed}", seed, rank).key for seed, rank in ((1, 4), (2, 2))][::order]
+    options = {"steps": steps, "batch": 4, "calibration": 4, "lr": lr}
     document = {"sources": ["a", "b"], "data": [str(rows)], "gates": gates, "training": options}
     return Training(base, keys, GateRecipe.check(document, "test"))
 
@@ -135,12 +137,23 @@ def test_scores_are_those_of_each_variant(base: TextBase, tmp_path: Path, rows: 
     assert found.nll[5] == pytest.approx(found.nll[2], rel=1e-5), "all but one masked is that one"
 
 
-def test_gates_of_another_kind_are_not_gone_on_with(base: TextBase, tmp_path: Path, rows: Path) -> None:
+def test_what_learned_otherwise_is_not_gone_on_with(base: TextBase, tmp_path: Path, rows: Path) -> None:
     made = training(base, tmp_path, rows)
     list(made.run())
     made.save(tmp_path / "gates")
-    with pytest.raises(AdapterError, match="another kind"):
+    training(base, tmp_path, rows, steps=5).resume(tmp_path / "gates")
+    moved = rows.with_name("moved.jsonl")
+    moved.write_bytes(rows.read_bytes())
+    training(base, tmp_path, moved).resume(tmp_path / "gates")
+    with pytest.raises(AdapterError, match="other gates than the recipe's"):
         training(base, tmp_path, rows, granularity="module").resume(tmp_path / "gates")
+    with pytest.raises(AdapterError, match=r"learned with lr 0\.02, where the recipe says 0\.01"):
+        training(base, tmp_path, rows, lr=0.01).resume(tmp_path / "gates")
+    with pytest.raises(AdapterError, match="the LoRAs lora1, lora2, where the recipe has lora2, lora1"):
+        training(base, tmp_path, rows, order=-1).resume(tmp_path / "gates")
+    moved.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1]) + "\n")
+    with pytest.raises(AdapterError, match="other data than the recipe's"):
+        training(base, tmp_path, moved).resume(tmp_path / "gates")
     (tmp_path / "gates" / "training.safetensors").unlink()
     with pytest.raises(AdapterError, match=r"training.safetensors: is not a readable safetensors file"):
         training(base, tmp_path, rows).resume(tmp_path / "gates")
