@@ -37,7 +37,7 @@ SETS = {
     "three": ("past-tense", "sentiment", "language"),
     "five": ("sentiment", "kind", "past-tense", "language", "french"),
 }
-SEEDS = (0, 1, 2)  # of the kinds that are asked about most; the others run with the first
+SEEDS = (0, 1, 2)  # of every granularity and gate input; what is beside them runs with the first
 STEPS, BATCH = 30, 6
 MERGES = ("LEGO, k = 2r", "core, ties", "knots_ties", "tsv")
 ROWS, TUNE_ROWS = 50, 20  # of each task: held out; to choose a merge's strength
@@ -75,8 +75,7 @@ def kinds() -> list[Kind]:
         for granularity in ("block", "layer", "network", "module"):
             for reads in ("outputs", "hidden"):
                 label = f"MoLE {granularity}, {reads}{without}"
-                seeds = SEEDS if granularity == "block" else SEEDS[:1]
-                found.append(Kind(label, {"granularity": granularity, "reads": reads}, {"alpha": alpha}, seeds=seeds))
+                found.append(Kind(label, {"granularity": granularity, "reads": reads}, {"alpha": alpha}, seeds=SEEDS))
         found.append(Kind(f"MoLE block, outputs, l2{without}", {"normalise": "l2"}, {"alpha": alpha}))
     found.append(Kind("MoLE block, outputs, base expert, outside rows", {"base_expert": True}, {}, outside=True))
     found.append(Kind("MoLE block, outputs, outside rows", {}, {}, outside=True))

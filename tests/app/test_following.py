@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from components import axes_box, compare, gate
-from components.following import Choice, Ticks
+from components.following import Choice, Ticks, Within
 
 
 def test_what_is_no_longer_on_offer_counts_as_not_chosen() -> None:
@@ -15,8 +15,14 @@ def test_what_is_no_longer_on_offer_counts_as_not_chosen() -> None:
     assert [choice.preprocess(value) for value in ("2", "gone", None)] == ["2", None, None]
 
 
+def test_a_value_outside_a_new_range_counts_as_its_end() -> None:
+    slider = Within(1, 8, value=4, step=1)
+    assert [slider.preprocess(value) for value in (0, 4, 32)] == [1, 4, 8]
+
+
 def test_the_page_draws_them_as_gradios_own() -> None:
-    assert (Ticks([]).get_block_name(), Choice([]).get_block_name()) == ("checkboxgroup", "dropdown")
+    drawn = [Ticks([]), Choice([]), Within(0, 1)]
+    assert [block.get_block_name() for block in drawn] == ["checkboxgroup", "dropdown", "slider"]
 
 
 @pytest.mark.parametrize("create", [compare.create, axes_box.create, gate.create])
