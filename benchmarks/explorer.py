@@ -30,8 +30,10 @@ from backends import bases, library
 from backends.text import Sampling, Variant, generate
 from benchmarks.maps import adapters, best
 from benchmarks.report import finish, machine, table
-from components import bricks, examples, maps, selection, shelf, unit_figures, views
-from components.session import Edited, Pick, Selection, Session
+from components.compare import examples
+from components.library import shelf
+from components.map import bricks, maps, selection, unit_figures, views
+from components.session.state import Edited, Pick, Selection, Session
 from lego import write_adapter
 from lego.unitset import UnitSet
 from mole.pool import Weighting

@@ -1,1 +1,2 @@
-"""The page: the only package that imports gradio. One file a tab, each with ``create()`` and ``wire()``."""
+"""The page: the only package that imports gradio. A package a tab, whose ``tab`` has ``create()`` and ``wire()``; here
+what all of them share."""

@@ -10,10 +10,14 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import cards, compare, drawing, examples, fragments, kinds, making
+from components import fragments, kinds
+from components.compare import drawing, examples
+from components.compare import tab as compare
+from components.library import cards
+from components.library.shelf import on_base, shelf
+from components.merge import making
 from components.messages import EXPECTED, told
-from components.session import Session, title_of
-from components.shelf import on_base, shelf
+from components.session.state import Session, title_of
 from components.work import Loading, loading
 
 LOGO = (

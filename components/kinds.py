@@ -8,8 +8,8 @@ from pathlib import Path
 
 from backends import bases, library
 from backends.pipelines import INDEX
-from components.blocks import of_pipeline
-from components.session import Session
+from components.map.blocks import of_pipeline
+from components.session.state import Session
 from components.work import peek
 
 TEXT, IMAGE = "text", "image"

@@ -7,30 +7,19 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import (
-    account,
-    compare,
-    comparing,
-    draw_endpoint,
-    dropping,
-    endpoints,
-    examples,
-    gate,
-    glossary,
-    header,
-    hints,
-    history,
-    leaving,
-    library,
-    map,
-    merge,
-    pictures,
-    push,
-    scoring,
-    sharing,
-)
-from components.session import Session
-from components.shelf import start_session
+from components import glossary, header, hints
+from components.compare import comparing, examples, pictures, scoring
+from components.compare import tab as compare
+from components.endpoints import adapters as endpoints
+from components.endpoints import draw as draw_endpoint
+from components.gate import tab as gate
+from components.library import account, push
+from components.library import tab as library
+from components.library.shelf import start_session
+from components.map import tab as map
+from components.merge import tab as merge
+from components.session import dropping, history, leaving, sharing
+from components.session.state import Session
 
 HOUR = 3600
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from components.figures import Group
-from components.unit_figures import Points
+from components.map.unit_figures import Points
 
 WIDTH, HEIGHT, MARGIN, LINE = 760, 460, 24, 22
 SMALLEST, LARGEST = 2.0, 6.0

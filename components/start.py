@@ -6,8 +6,14 @@ from importlib.util import find_spec
 from typing import Any
 
 from backends import bases
-from components import export, kinds, leaving, making, map, maps, theme, uploads
-from components.shelf import start_picks, start_session
+from components import kinds, theme
+from components.compare import export
+from components.library import uploads
+from components.library.shelf import start_picks, start_session
+from components.map import maps
+from components.map import tab as map
+from components.merge import making
+from components.session import leaving
 from components.work import Loading, in_thread, loading
 
 MOST_WAITING = 2000

@@ -104,7 +104,8 @@ def everything(arguments: argparse.Namespace) -> None:
 
 def first(arguments: argparse.Namespace) -> None:
     """What the page opens with on either base: its first comparison and the maps of its picks."""
-    from components import ahead, kinds
+    from components import kinds
+    from components.compare import ahead
 
     for kind in arguments.kind or (kinds.TEXT, kinds.IMAGE):
         ahead.write(kind)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components import ahead, compare, comparing, drawing, examples, kinds, maps, work
-from components.comparison import Comparison
-from components.gallery import Gallery
-from components.session import Session
+from components import kinds, work
+from components.compare import ahead, comparing, drawing, examples
+from components.compare import tab as compare
+from components.compare.comparison import Comparison
+from components.compare.gallery import Gallery
+from components.map import maps
+from components.session.state import Session
 from tests.serving import fresh_home
 
 

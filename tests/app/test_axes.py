@@ -12,9 +12,11 @@ from backends import library
 from backends.bases import BUILTIN
 from backends.image import Drawing
 from backends.text import Sampling
-from components import axes, comparison, making, pictures, plan, running, shelf
-from components.plan import Plan, Wanted
-from components.session import Column, Made, Session, columns
+from components.compare import axes, comparison, pictures, plan, running
+from components.compare.plan import Plan, Wanted
+from components.library import shelf
+from components.merge import making
+from components.session.state import Column, Made, Session, columns
 from components.work import loading
 from lego import AdapterError
 from mole.pool import Weighting

@@ -8,11 +8,11 @@ from itertools import combinations
 
 import pytest
 
-from components import blind, comparison, gallery
-from components.comparison import Comparison
-from components.gallery import Gallery
-from components.session import Column
-from components.votes import CHOICES
+from components.compare import blind, comparison, gallery
+from components.compare.comparison import Comparison
+from components.compare.gallery import Gallery
+from components.compare.votes import CHOICES
+from components.session.state import Column
 from lego import AdapterError
 from mole.pool import Weighting
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from components import gating, maps
-from components.blocks import of_pipeline, place_of, places, running_order
+from components.gate import gating
+from components.map import maps
+from components.map.blocks import of_pipeline, place_of, places, running_order
 from lego import Adapter, Factors
 from tests.tiny_unet import CHANNELS, SIDE, TOKENS, WIDTH, tiny_unet
 

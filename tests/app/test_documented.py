@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 
-from components import documented, page, start
+from components import page, start
+from components.endpoints import documented
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def endpoints() -> dict[str, object]:
 
 def test_the_page_is_up_to_date() -> None:
     assert documented.FILE.read_text(encoding="utf-8") == documented.text(page.build()), (
-        "write it again: python -m components.documented"
+        "write it again: python -m components.endpoints.documented"
     )
 
 

@@ -13,7 +13,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from components import sheet
+from components.compare import sheet
 from tests.tiny_pipelines import tiny_folder, write_lora
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = ["a fox", "an owl"], [0, 7], 2, 3.0

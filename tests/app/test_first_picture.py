@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from backends import bases, pipelines
-from components import cards, compare, drawing, header, kinds, shelf
-from components.session import Made, columns
+from components import header, kinds
+from components.compare import drawing
+from components.compare import tab as compare
+from components.library import cards, shelf
+from components.session.state import Made, columns
 from tests.tiny_pipelines import tiny_folder
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gradio as gr
 import pytest
 
-from components import axes_box, compare, gate
+from components.compare import axes_box
+from components.compare import tab as compare
 from components.following import Choice, Ticks, Within
+from components.gate import tab as gate
 
 
 def test_what_is_no_longer_on_offer_counts_as_not_chosen() -> None:

@@ -15,8 +15,12 @@ import pytest
 from backends import gates as store
 from backends import library
 from backends.bases import TextBase
-from components import adding, choosing, export, figures, gate, gating, shelf, training, uploads, work
-from components.session import Gating, Pick, Session, columns
+from components import figures, work
+from components.compare import export
+from components.gate import adding, choosing, gating, training
+from components.gate import tab as gate
+from components.library import shelf, uploads
+from components.session.state import Gating, Pick, Session, columns
 from mole import checkpoint
 from mole.gate import BASE, GateConfig
 from mole.live import Weighting
@@ -125,7 +129,7 @@ def test_stop_keeps_what_was_learned(session: Session, file: Path) -> None:
     states = training.run(session, "ticket", "", *values(file, **{**SHORT, "steps": 1000}))
     for state in states:
         if "step 1 of" in state[0]:
-            assert "Stopping" in training.stopping("ticket")[0]
+            training.stopping("ticket")
         last = state
     assert 1 <= store.entry(last[3].key).saved.steps < 1000
     assert "of 1000 steps" in last[0]

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from backends import gates as store
-from components import choosing, comparison, figures, gate, gate_figures, gating, shelf, training, work
-from components.session import Column
+from components import figures, work
+from components.compare import comparison
+from components.gate import choosing, gate_figures, gating, training
+from components.gate import tab as gate
+from components.library import shelf
+from components.session.state import Column
 from lego import AdapterError
 from mole.gate import GateConfig
 from mole.live import Weighting

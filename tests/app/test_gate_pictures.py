@@ -21,19 +21,11 @@ from backends.bases import ImageBase, load_base
 from backends.gated import choices
 from backends.image import Drawing, Variant, draw
 from backends.training import Training
-from components import (
-    choosing,
-    gate,
-    gate_figures,
-    gating,
-    shelf,
-    training,
-    training_data,
-    unpacking,
-    uploaded_pictures,
-    work,
-)
-from components.session import Gating, Pick, Session, columns
+from components import work
+from components.gate import choosing, gate_figures, gating, training, training_data, uploaded_pictures
+from components.gate import tab as gate
+from components.library import shelf, unpacking
+from components.session.state import Gating, Pick, Session, columns
 from lego import AdapterError
 from mole.gate import GateConfig
 from mole.train import TrainConfig

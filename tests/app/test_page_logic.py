@@ -13,22 +13,16 @@ from safetensors.torch import save_file
 
 import lego
 from backends import library as lego_library
-from components import (
-    compare,
-    comparing,
-    comparison,
-    controls,
-    endpoints,
-    export,
-    figures,
-    fragments,
-    library,
-    making,
-    shelf,
-    unit_figures,
-)
-from components.session import MAX_PICKS, Column, Edited, Made, Pick, Session, columns
-from components.unit_figures import Marks
+from components import controls, figures, fragments
+from components.compare import comparing, comparison, export
+from components.compare import tab as compare
+from components.endpoints import adapters as endpoints
+from components.library import shelf
+from components.library import tab as library
+from components.map import unit_figures
+from components.map.unit_figures import Marks
+from components.merge import making
+from components.session.state import MAX_PICKS, Column, Edited, Made, Pick, Session, columns
 from lego import AdapterError
 from lego.unitset import UnitSet
 from mole.live import Weighting

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from backends.image import Drawing, Sheet
-from components import drawing, gallery, pictures
-from components.gallery import Gallery, Score
-from components.session import Column
+from components.compare import drawing, gallery, pictures
+from components.compare.gallery import Gallery, Score
+from components.session.state import Column
 from lego import AdapterError
 from mole.live import Weighting
 

@@ -12,8 +12,10 @@ import pytest
 from gradio import oauth
 
 from backends import gates, library, publish
-from components import account, making, page, push, shelf
-from components.session import Made, Session
+from components import page
+from components.library import account, push, shelf
+from components.merge import making
+from components.session.state import Made, Session
 from lego import AdapterError
 from tests.hub import Fault, Hub
 from tests.hub import hub as running

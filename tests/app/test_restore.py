@@ -13,11 +13,14 @@ from PIL import Image
 
 from backends import library
 from backends.image import Drawing
-from components import export, making, plan, restore, running, sheet, shelf
-from components.gallery import Gallery
+from components.compare import export, plan, running, sheet
+from components.compare.gallery import Gallery
 from components.kinds import IMAGE, of_adapter, of_base, turned
-from components.remembered import Remembered, of_gallery
-from components.session import Edited, Made, Session, columns
+from components.library import shelf
+from components.merge import making
+from components.session import restore
+from components.session.remembered import Remembered, of_gallery
+from components.session.state import Edited, Made, Session, columns
 from components.work import loading
 from lego import AdapterError
 from lego.unitset import UnitSet

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backends.score import Scores
-from components import comparison, scoring
-from components.layout import VARIANT, Layout, Side
-from components.session import Column
+from components.compare import comparison, scoring
+from components.compare.layout import VARIANT, Layout, Side
+from components.session.state import Column
 from mole.pool import Weighting
 
 ONE, TWO = Weighting((("a", 1.0),)), Weighting((("a", 0.5),))

@@ -12,8 +12,11 @@ import pytest
 
 from backends import library
 from backends.ablation import Ablation
-from components import ablate, bricks, kinds, map, maps, selection, shelf, unit_details, views
-from components.session import Edited, Named, Pick, Selection, Session, columns
+from components import kinds
+from components.library import shelf
+from components.map import ablate, bricks, maps, selection, unit_details, views
+from components.map import tab as map
+from components.session.state import Edited, Named, Pick, Selection, Session, columns
 from lego import AdapterError
 from lego.unitset import UnitSet
 from lego.verify import verify

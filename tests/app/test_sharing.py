@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 
 from backends.bases import BUILTIN
-from components import comparing, comparison, document, export, history, kinds, making, opening, restore, sharing, shelf
-from components.form import Form
-from components.history import History, Moment
-from components.remembered import Remembered
-from components.session import Column, Edited, Made, Named, Pick, Session, columns
+from components import kinds
+from components.compare import comparing, comparison, document, export
+from components.compare.form import Form
+from components.compare.votes import Vote
+from components.library import shelf
+from components.merge import making
+from components.session import history, opening, restore, sharing
+from components.session.history import History, Moment
+from components.session.remembered import Remembered
+from components.session.state import Column, Edited, Made, Named, Pick, Session, columns
 from components.theme import css
-from components.votes import Vote
 from lego import AdapterError
 from lego.unitset import UnitSet
 from mole.pool import Weighting

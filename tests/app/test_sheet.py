@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components import sheet
+from components.compare import sheet
 from lego import AdapterError
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from backends import library
 from backends.image import Drawing, Variant, draw
-from components import bricks, pictured, shelf, trying
-from components.form import Form
-from components.session import Selection, Session
+from components.compare.form import Form
+from components.library import shelf
+from components.map import bricks, pictured, trying
+from components.session.state import Selection, Session
 from components.work import loading
 from lego import Adapter, Factors, write_adapter
 from lego.unitset import UnitSet

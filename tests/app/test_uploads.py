@@ -15,7 +15,8 @@ from gradio.context import LocalContext
 from safetensors.torch import save_file
 
 from backends import library, variants
-from components import leaving, shelf, unpacking, uploads
+from components.library import shelf, unpacking, uploads
+from components.session import leaving
 from lego import AdapterError
 from tests.conftest import half_pair, write_peft
 

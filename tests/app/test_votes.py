@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from components import votes
-from components.votes import Vote
+from components.compare import votes
+from components.compare.votes import Vote
 
 NAMES = ["one", "two", "three", "four"]
 

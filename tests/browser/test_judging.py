@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from playwright.sync_api import Browser, Page, expect
 
-from components import votes
+from components.compare import votes
 from tests.browser.test_main_job import tab
 from tests.browser.test_pictures import download, drop
 

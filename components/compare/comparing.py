@@ -1,0 +1,264 @@
+"""What the Compare tab does: plan, say how long it will take, run, mark, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from components import fragments, kinds, queueing
+from components.compare import (
+    ahead,
+    aligning,
+    axes_box,
+    blind,
+    comparison,
+    document,
+    examples,
+    export,
+    pictures,
+    running,
+)
+from components.compare.blind import Ballot
+from components.compare.comparison import Comparison, Scored
+from components.compare.form import Form
+from components.compare.gallery import Gallery
+from components.compare.plan import Plan
+from components.compare.tab import (
+    IDLE,
+    NOTHING,
+    CompareTab,
+    awaited,
+    read_prompts,
+    refresh,
+    turn,
+    waiting,
+)
+from components.compare.votes import Vote
+from components.messages import told
+from components.session.remembered import Remembered
+from components.session.state import Session
+from components.theme import css
+from components.work import loading
+from lego import AdapterError
+from mole.cli import clock
+
+Found = Comparison | Gallery | None
+AHEAD = "Computed ahead. Compare runs it here; other variants, prompts and settings too."
+
+
+def _buttons(busy: bool) -> tuple[Any, Any]:
+    return gr.Button(interactive=not busy), gr.Button(visible=busy)
+
+
+def expect(session: Session | None, *settings: Any) -> str:
+    """How many texts or pictures the settings make, and how long that will take; or what is wrong with them."""
+    if session is None:
+        return ""
+    form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
+    try:
+        found, wanted = form.plan(session, draws), form.wanted(draws)
+        running.check(found, draws)
+        seconds = running.expected(session.base, found, wanted)
+    except AdapterError as error:
+        return fragments.note(str(error))
+    merges = f"{len(found.merges)} merge{'s' if len(found.merges) > 1 else ''} first, then " if found.merges else ""
+    cells = f"{found.count} {'pictures' if draws else 'texts'}" if found.count > 1 else "one cell"
+    time = f", about {clock(max(1, seconds))}" if seconds is not None else ""
+    return fragments.subtle(f"{merges}{cells} ({running.counted(found)}){time}")
+
+
+@told
+def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tuple]:
+    """Compare, once the base is there and it is known what it makes: texts or pictures."""
+    form, coming = Form.of(settings), loading(session.base)
+    read_prompts(form.prompts)
+    for _ in coming.watch():
+        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *_buttons(busy=True)
+    draws = coming.base().info.kind == kinds.IMAGE
+    form = form.suiting(session.base, suited) if draws else form
+    planned, wanted = form.plan(session, draws), form.wanted(draws)
+    against, ballot = marked(planned, form.against), None
+    if form.blind:
+        ballot = blind.ballot(len(planned.cells), len(planned.prompts), len(planned.seeds))
+    shown = "" if ballot else gr.skip()
+    recipe = form.recipe(session, draws)
+    yield gr.skip(), shown, None, offer(planned, against), ballot, None, recipe, *_buttons(busy=True)
+    found: Found = None
+    for line, found in running.every(session.base, planned, wanted, form.judge):
+        # What is judged blind may be revealed meanwhile: the grid is then drawn by that, and once more after the end.
+        shown, judged = redraw(found, against, ballot, form.scores, running=True), gr.skip()
+        if ballot:
+            shown, judged = gr.skip(), found
+        yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
+    yield line, gr.skip(), found, *(gr.skip(),) * 4, *_buttons(busy=False)
+
+
+@told
+def at_once(session: Session, asked: int, suited: str | None, *settings: Any) -> tuple[Any, ...]:
+    """What was computed ahead, however busy the model is; where nothing was, one comparison more is ``asked`` for."""
+    form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
+    form = form.suiting(session.base, suited) if draws else form
+    found = None
+    if not form.blind and form.judge in (aligning.NONE, aligning.usual(session.base)):
+        planned = form.plan(session, draws)
+        found = ahead.found(session, planned, form.wanted(draws))
+    if found is None:
+        return *(gr.skip(),) * 9, asked + 1
+    against = marked(planned, form.against)
+    shown, line = redraw(found, against, None, form.scores), fragments.subtle(AHEAD)
+    recipe = form.recipe(session, draws)
+    return line, shown, found, offer(planned, against), None, None, recipe, *_buttons(busy=False), asked
+
+
+def marked(planned: Plan, against: str) -> str:
+    """The column whose texts the others are marked against: the one that was chosen, else the base, in a grid of axes the first."""
+    names = planned.names
+    if against in names or against == NOTHING[1]:
+        return against
+    return "Base" if "Base" in names else names[0]
+
+
+def offer(planned: Plan, against: str) -> Any:
+    """The columns that texts can be marked against."""
+    return gr.Dropdown([NOTHING, *planned.names], value=against)
+
+
+def ended(found: Found, against: str, ballot: Ballot | None, scores: Sequence[Scored]) -> tuple[Any, ...]:
+    """After a stop or an error: keep what came, set the buttons back."""
+    line = "" if found and found.finished else fragments.subtle("Stopped.")
+    return line, redraw(found, against, ballot, scores), *_buttons(busy=False)
+
+
+def redraw(
+    found: Found, against: str, ballot: Ballot | None = None, scores: Sequence[Scored] = (), running: bool = False
+) -> str:
+    """The texts, with what differs from one column's marked; or the pictures; nothing while they are judged blind."""
+    if ballot is not None:
+        return ""
+    if isinstance(found, Gallery):
+        return pictures.draw(found, running)
+    return comparison.draw(found, bool(against), running, against, scores) if found else IDLE
+
+
+def reveal(found: Found, against: str, scores: Sequence[Scored]) -> tuple[None, str]:
+    """End blind judging and show everything with its name."""
+    return None, redraw(found, against, None, scores)
+
+
+@told
+def exports(recipe: Remembered | None, found: Found, stamp: bool, ballot: Ballot | None) -> tuple[Any, Any]:
+    """Files of the comparison for the two export buttons; none while it is judged blind."""
+    if found is None or ballot is not None or (isinstance(found, Gallery) and not found.finished):
+        return gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)
+    if isinstance(found, Gallery):
+        files = export.gallery_files(found, recipe if stamp else None)
+    else:
+        files = export.comparison_files(found, recipe if stamp else None)
+    return tuple(gr.DownloadButton(value=str(file), interactive=True) for file in files)  # type: ignore[return-value]
+
+
+@told
+def report(
+    session: Session,
+    recipe: Remembered | None,
+    found: Found,
+    cast: tuple[Vote, ...],
+    ballot: Ballot | None,
+    *settings: Any,
+) -> Any:
+    """One page of recipe, map, fidelity, comparison, scores and votes, ready to download.
+
+    Raises:
+        AdapterError: while it would tell what is being judged blind, or what is compared is not done.
+    """
+    form = Form.of(settings)
+    if ballot is not None:
+        raise AdapterError("the comparison is judged blind", None, "Press Reveal all first.")
+    if found is not None and not found.finished:
+        raise AdapterError("the comparison is not finished", None, "Wait for it, or compare again.")
+    told_by = recipe or form.recipe(session, kinds.of_base(session.base) == kinds.IMAGE)
+    file = export.report_file(document.page(session, told_by, found, form.scores, cast, css(), form.against))
+    return gr.DownloadButton(value=str(file), visible=True)
+
+
+@told
+def example(session: Session, text: str, event: gr.EventData) -> str:
+    """Put an example prompt into the box as a further line; the index comes from the page and is checked."""
+    offered = examples.offered(session)
+    if not isinstance(event.index, int) or not 0 <= event.index < len(offered):
+        raise AdapterError("this example is not on offer any more", None, "Choose another.")
+    line = offered[event.index].line
+    lines = [old for old in text.splitlines() if old.strip()]
+    return "\n".join(lines if line in lines else [*lines, line])
+
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+
+
+def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any]) -> None:
+    """Connect the tab's events; after each of ``asked`` a comparison starts as well, after ``settled`` the base is there."""
+    session.change(refresh, [session, tab.variants, known], [tab.variants, known], **PRIVATE)
+    session.change(examples.draw, [session], [tab.examples], **PRIVATE)
+    turned = [tab.writing, tab.draw.panel, tab.against, tab.save_json, tab.save_html, *tab.draw.own]
+    for listen in (session.change, *(event.then for event in settled)):
+        listen(turn, [session, tab.draw.suited], turned, **PRIVATE)
+    tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
+    wire_axes(tab, session)
+    wire_runs(tab, session, asked)
+    blind.wire(tab.blind, {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"})
+    told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
+    changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
+    given = [session, *tab.settings]
+    gr.on(changes, expect, given, [tab.expected], **PRIVATE)
+    for event in settled:
+        event.then(expect, given, [tab.expected], **PRIVATE)
+
+
+def wire_axes(tab: CompareTab, session: gr.State) -> None:
+    """The section of the axes follows the session and its own choices."""
+    axes = tab.axes
+    offered = [axes.x, axes.y, axes.subject]
+    session.change(axes_box.refresh, [session, *offered], offered, **PRIVATE)
+    seen = [axes.panel, tab.variants, axes.subject]
+    for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
+        choice.input(axes_box.turn, [session, choice], [values], **PRIVATE)
+        choice.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
+    tab.mode.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
+
+
+def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
+    """Compare, Stop, marks and exports."""
+    model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
+    files = [tab.save_json, tab.save_html]
+    after = [tab.progress, tab.grid, tab.run, tab.stop]
+    given = [session, tab.draw.suited, *tab.settings]
+    clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
+    more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
+    runs = [listen(start, given, tab.running, **model) for listen in (clicked.then, more.change)]
+    for listen in (clicked.then, more.change):
+        queueing.follow(listen, "model", tab.progress)
+    kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
+    seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
+    for event in asked:
+        shown = event.then(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
+        shown.success(exports, kept, files, **PRIVATE)
+        shown.failure(ended, seen, after, **PRIVATE)
+    for one in runs:
+        one.success(redraw, seen, [tab.grid], **PRIVATE)
+        one.success(exports, kept, files, **PRIVATE)
+        one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
+        one.failure(ended, seen, after, **PRIVATE)
+    stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
+    stopped.then(exports, kept, files, **PRIVATE)
+    tab.stamp.input(exports, kept, files, **PRIVATE)
+    tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
+    tab.scores.change(redraw, seen, [tab.grid], **PRIVATE)
+    revealed = tab.blind.reveal.click(
+        reveal, [tab.found, tab.against, tab.scores], [tab.blind.ballot, tab.grid], **PRIVATE
+    )
+    revealed.then(exports, kept, files, **PRIVATE)
+    told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
+    busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
+    tab.make_report.click(report, told_by, [tab.report], **busy)

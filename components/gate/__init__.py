@@ -1,0 +1,1 @@
+"""The Gate tab: training gates, and what trained ones choose."""

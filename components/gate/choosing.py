@@ -1,0 +1,148 @@
+"""What gates choose for prompts, and what comes of it with and without masked LoRAs: texts as they grow, pictures step by step."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from backends.bases import ImageBase
+from backends.gated import choices
+from backends.gates import GateEntry
+from backends.image import Drawing, Sheet, draw
+from backends.text import Sampling, generate
+from components import fragments
+from components.compare import comparison, drawing, gallery, pictures
+from components.compare import tab as compare
+from components.gate import gate_figures, gating
+from components.library.shelf import shelf
+from components.session.state import Column, Gating, Session, without
+from components.work import loading
+
+ANSWER = 32
+"""Tokens of an answer: enough to see what a mask changes."""
+BESIDE, DIFFERENCE = "beside the first", "as the difference"
+WHOLE = "With all"
+KEPT = 4
+"""Drawings kept, so that another view of the same choices draws nothing anew."""
+NOTHING: tuple[Any, ...] = (gr.skip(),) * 4
+
+_sheets: OrderedDict[tuple[Any, ...], Sheet] = OrderedDict()
+_lock = threading.Lock()
+
+Shown = tuple[str, tuple[Any, ...], Any]
+"""What is told, the four plots, the answers."""
+
+
+def columns(session: Session, mine: Gating, mask: tuple[str, ...]) -> list[Column]:
+    """The gates with all their LoRAs, and without the masked ones beside them."""
+    shown = [Column("all", WHOLE, mine.weighting(), session.slots(mine.experts))]
+    if mask:
+        kept = tuple(key for key in mine.experts if key not in mask)
+        name = without(session, mask, shelf(session))
+        shown.append(Column("masked", name.replace("without", "Without", 1), mine.weighting(mask), session.slots(kept)))
+    return shown
+
+
+def written(
+    session: Session, mine: Gating, found: GateEntry, mask: tuple[str, ...], prompts: list[str], view: str
+) -> Iterator[Shown]:
+    """On a base that writes: what the gates chose for the prompts, then the answers as they grow, in one batch."""
+    base, chat = loading(session.base).base(), chats(session)
+    yield fragments.progress("Asking the gates", None), NOTHING, gr.skip()
+    chosen = choices(base, found, prompts, mask, chat).choices.numpy()
+    shown, wanted = columns(session, mine, mask), Sampling(max_new_tokens=ANSWER, chat=chat)
+    yield "", plots(session, found, prompts, view, shown, chosen), gr.skip()
+    answers = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
+    for grid in generate(base, [column.variant for column in shown], prompts, wanted):
+        answers = answers.filled(grid)
+        yield "", NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
+    yield "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
+
+
+def drawn(
+    session: Session,
+    mine: Gating,
+    found: GateEntry,
+    mask: tuple[str, ...],
+    prompts: list[str],
+    view: str,
+    wanted: Drawing,
+) -> Iterator[Shown]:
+    """On a base that draws: pictures from the same noise step by step, then what the gates chose on the way."""
+    shown = columns(session, mine, mask)
+    answers = gallery.begin(session.base, shown, prompts, wanted.seeds, drawing.settings_of(wanted))
+    for sheet in sheets(session.base, shown, prompts, wanted):
+        answers = drawing.filled(answers, sheet)
+        step = f"step {sheet.step} of {sheet.steps}"
+        line = "" if sheet.finished else fragments.progress(step, sheet.step / max(1, sheet.steps))
+        yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
+    courses = [row[0] for row in sheet.courses[-1]]
+    steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)
+    yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), gr.skip()
+
+
+def sheets(base: str, shown: Sequence[Column], prompts: list[str], wanted: Drawing) -> Iterator[Sheet]:
+    """The pictures as they come; at once where the same were drawn lately."""
+    key = (base, tuple(column.weighting for column in shown), tuple(prompts), wanted)
+    with _lock:
+        known = _sheets.get(key)
+    if known is not None:
+        yield known
+        return
+    loaded = loading(base).base()
+    assert isinstance(loaded, ImageBase)
+    for sheet in draw(loaded, [column.variant for column in shown], prompts, wanted):
+        yield sheet
+    with _lock:
+        _sheets[key] = sheet
+        while len(_sheets) > KEPT:
+            _sheets.popitem(last=False)
+
+
+def chats(session: Session) -> bool:
+    """Whether prompts are put into the base's chat template: where it has one."""
+    return loading(session.base).base().has_chat_template
+
+
+def plots(
+    session: Session,
+    found: GateEntry,
+    prompts: Sequence[str],
+    view: str,
+    shown: Sequence[Column],
+    chosen: np.ndarray,
+    steps: np.ndarray | None = None,
+) -> tuple[Any, Any, Any, Any]:
+    """The heat maps of each prompt, or of how they differ, and below them the same step by step.
+
+    Args:
+        session, found: whose LoRAs and gates.
+        prompts: one, or two.
+        view: `BESIDE` or `DIFFERENCE`.
+        shown: the last one is what chose.
+        chosen: (gates, prompts, LoRAs).
+        steps: of a base that draws, (steps, gates, prompts, LoRAs).
+    """
+    rows = [gating.place_of(site.name) for site in found.saved.sites]
+    groups = gating.groups_of(session, gating.columns_of(found), shelf(session))
+    made: list[Any] = [None] * 4
+    masked = f"<br>{escape(shown[-1].name)}" if len(shown) > 1 else ""
+    if len(prompts) > 1 and view == DIFFERENCE:
+        title = f"Other prompt less the first: how each gate's trust moves{masked}"
+        made[0] = gate_figures.gate_changes(rows, groups, chosen[:, 1] - chosen[:, 0], title)
+        if steps is not None:
+            moved = steps[:, :, 1] - steps[:, :, 0]
+            made[2] = gate_figures.gate_course_changes(rows, groups, moved, "The same step by step")
+    else:
+        for number, text in enumerate(prompts):
+            title = escape(" ".join(text.split())[:48])
+            made[number] = gate_figures.gate_map(rows, groups, chosen[:, number], title + masked)
+            if steps is not None:
+                made[2 + number] = gate_figures.gate_course(rows, groups, steps[:, :, number], f"{title}: step by step")
+    return tuple(gr.Plot(visible=False) if figure is None else gr.Plot(figure, visible=True) for figure in made)  # type: ignore[return-value]

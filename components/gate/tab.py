@@ -1,0 +1,245 @@
+"""The Gate tab: train gates over the picked LoRAs; see what every gate chooses for a prompt, and mask LoRAs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from backends import gates as store
+from backends.image import Drawing
+from components import figures, fragments, kinds
+from components.compare import examples, export
+from components.compare import tab as compare
+from components.compare.drawing import MOST_STEPS, read
+from components.following import Ticks
+from components.gate import adding, choosing, gating, training
+from components.gate.adding import AddBox
+from components.gate.training import TrainBox
+from components.library.shelf import gates_of, shelf
+from components.messages import told
+from components.session.state import Gating, Session, without
+from components.work import loading
+from lego import AdapterError
+
+NOTHING = fragments.empty(
+    "No trained gates yet", "Train some with the settings beside this, or add a folder or files below."
+)
+SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class GateTab:
+    """The components of the tab that events need."""
+
+    train: TrainBox
+    shown: gr.Dropdown
+    download: gr.DownloadButton
+    about: gr.HTML
+    looking: gr.Column
+    prompt: gr.Textbox
+    other: gr.Textbox
+    look: gr.Button
+    view: gr.Radio
+    painting: gr.Row
+    steps: gr.Slider
+    seed: gr.Number
+    progress: gr.HTML
+    plots: list[gr.Plot]
+    masks: gr.CheckboxGroup
+    answers: gr.HTML
+    keep: gr.Button
+    add: AddBox
+    visited: gr.State
+    seen: gr.State
+
+    @property
+    def asked(self) -> list[Any]:
+        """What ``look`` reads beside the session, in its order."""
+        prompts = [self.prompt, self.other, self.view]
+        return [self.visited, self.seen, self.shown, *prompts, self.masks, self.steps, self.seed]
+
+    @property
+    def pictures(self) -> list[Any]:
+        """What ``look`` fills."""
+        return [self.progress, *self.plots, self.answers, self.seen]
+
+
+def create() -> GateTab:
+    """Lay the tab out; nothing is wired yet."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            settings = training.create_settings()
+        with gr.Column(scale=3, min_width=320):
+            charts = training.create_charts()
+            parts = _chosen()
+            add = adding.create()
+    box = TrainBox(*settings, *charts, gr.State(""), gr.State(None))
+    return GateTab(box, *parts, add, gr.State(False), gr.State(None))
+
+
+def _chosen() -> tuple[Any, ...]:
+    gr.HTML(fragments.heading("What the gates choose", "How far each gate trusts each LoRA, for prompts of your own."))
+    with gr.Row(elem_classes="by-bottom"):
+        shown = gr.Dropdown([], label="Trained gates", interactive=True, min_width=200, scale=3)
+        download = gr.DownloadButton("Download gates (zip)", interactive=False, min_width=160, scale=2)
+    about = gr.HTML(NOTHING, label="About the gates")
+    with gr.Column(visible=False, elem_classes="plain") as looking:
+        parts = _looking()
+    return shown, download, about, looking, *parts
+
+
+def _looking() -> tuple[Any, ...]:
+    with gr.Row():
+        limit: dict[str, Any] = {"lines": 2, "max_lines": 4, "max_length": compare.PROMPT_LENGTH, "min_width": 220}
+        prompt = gr.Textbox("", label="Prompt for the gates", **limit)
+        other = gr.Textbox("", label="Another prompt", placeholder="to see how choices change; may stay empty", **limit)
+    with gr.Row(elem_classes="by-actions"):
+        look = gr.Button("Show choices", scale=0, min_width=150)
+        ways = [choosing.BESIDE, choosing.DIFFERENCE]
+        view = gr.Radio(ways, value=choosing.BESIDE, label="Show the other prompt", min_width=250)
+    with gr.Row(visible=False) as painting:
+        steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
+        seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
+    progress = gr.HTML()
+    plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
+    with gr.Row():
+        plots = [gr.Plot(label="Choices", elem_id="choices", **plain)]
+        plots.append(gr.Plot(label="Choices for the other prompt", elem_id="other-choices", **plain))
+    plain["min_width"] = 360
+    with gr.Row():
+        plots.append(gr.Plot(label="Choices step by step", elem_id="course", **plain))
+        plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
+    gr.HTML(visible="hidden", js_on_load=figures.FIT_SCRIPT)
+    info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
+    masks = Ticks([], label="Mask LoRAs", info=info)
+    answers = gr.HTML(label="Answers of the gates")
+    keep = gr.Button("Add this mask to Compare", visible=False, scale=0)
+    return prompt, other, look, view, painting, steps, seed, progress, plots, masks, answers, keep
+
+
+def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any, ...]:
+    """Offer the session's gates; say what the chosen ones are, and what can be masked."""
+    session = kinds.own(session)
+    keys = [found.key for found in reversed(session.gates)]
+    if not keys:
+        no_file = gr.DownloadButton(interactive=False)
+        return gr.Dropdown([], value=None), NOTHING, gr.Column(visible=False), gr.skip(), no_file
+    mine = gates_of(session, shown if shown in keys else keys[0])
+    found, entries = store.entry(mine.key), shelf(session)
+    groups = gating.groups_of(session, gating.columns_of(found), entries)
+    names = [(group.name, key) for group, key in zip(groups, gating.columns_of(found), strict=True)]
+    kept = [key for _, key in names if key in masked]
+    return (
+        gr.Dropdown([(each.name, each.key) for each in reversed(session.gates)], value=mine.key),
+        gating.described(session, found, mine, entries),
+        gr.Column(visible=True),
+        gr.CheckboxGroup(names, value=kept),
+        gr.DownloadButton(value=str(export.gates_zip(found, mine.name)), interactive=True),
+    )
+
+
+def enter(session: Session, prompt: str, other: str) -> tuple[bool, str, str]:
+    """The tab is looked at: from now on it is kept up to date. Two prompts of different tasks stand ready."""
+    if prompt.strip() or other.strip():
+        return True, prompt, other
+    lines = [line.replace("\\n", "\n") for line in examples.first(session).splitlines()]
+    return True, *[*lines, "", ""][:2]
+
+
+@told
+def look(
+    session: Session,
+    visited: bool,
+    seen: tuple | None,
+    shown: str | None,
+    prompt: str,
+    other: str,
+    view: str,
+    masked: list[str],
+    steps: int,
+    seed: float | None,
+) -> Iterator[tuple]:
+    """Show what the gates choose for the prompts, and let them answer, with all LoRAs and without the masked ones."""
+    session, silent = kinds.own(session), (*choosing.NOTHING, gr.skip())
+    prompts = [text.strip() for text in (prompt, other) if text.strip()]
+    asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)), steps, seed)
+    if not visited or not session.gates or seen == asked:
+        yield gr.skip(), *silent, gr.skip()  # a generator that yields nothing would empty what is shown
+        return
+    if not prompts:
+        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked
+        return
+    compare.check_prompts(prompts)
+    mine = gates_of(session, shown)
+    found = store.entry(mine.key)
+    mask = gating.checked_mask(found, masked)
+    coming = loading(session.base)
+    for _ in coming.watch():
+        yield compare.awaited(coming), *silent, gr.skip()
+    given = (session, mine, found, mask, prompts, view)
+    if coming.base().info.kind == kinds.IMAGE:
+        states = choosing.drawn(*given, read(steps, None, str(int(seed or 0)), "", "", ""))
+    else:
+        states = choosing.written(*given)
+    for line, plots, answers in states:
+        yield line, *plots, answers, gr.skip()
+    yield "", *silent, asked
+
+
+def turn(session: Session) -> Any:
+    """How pictures are drawn, where the base draws."""
+    return gr.Row(visible=kinds.of_base(session.base) == kinds.IMAGE)
+
+
+def offer_mask(masked: list[str]) -> Any:
+    """A mask that was chosen can be kept as a variant."""
+    return gr.Button(visible=bool(masked))
+
+
+@told
+def keep(session: Session, shown: str | None, masked: list[str]) -> Session:
+    """Let the gates without the masked LoRAs join the variants."""
+    mine = gates_of(session, shown)
+    mask = gating.checked_mask(store.entry(mine.key), masked)
+    if not mask:
+        raise AdapterError("nothing is masked", None, "Tick a LoRA first.")
+    gr.Info(f"“{mine.name} {without(session, mask, shelf(session))}” joined the variants.")
+    return session.mask(mine.key, mask)
+
+
+def finish(session: Session, made: Gating | None) -> tuple[Session, Any]:
+    """Let newly trained or added gates join the session, and show them."""
+    if made is None:
+        return session, gr.skip()
+    session = session.gate(made)
+    return session, gr.Dropdown([(each.name, each.key) for each in reversed(session.gates)], value=made.key)
+
+
+def wire(tab: GateTab, session: gr.State, selected: Any, settled: Sequence[Any]) -> None:
+    """Connect the tab's events; ``selected`` fires when the tab is opened, ``settled`` are those after which the base is there."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
+    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
+    asked = [session, *tab.asked]
+    prompts = [tab.prompt, tab.other]
+    entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **private)
+    entered.then(look, asked, tab.pictures, **model)
+    trained = training.wire(tab.train, session, entered, settled)
+    for listen in (session.change, *(event.then for event in (entered, *settled))):
+        listen(turn, [session], [tab.painting], **private)
+    trained.success(finish, [session, tab.train.made], [session, tab.shown], **quick)
+    offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
+    changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **private)
+    changed.then(look, asked, tab.pictures, **model)
+    chosen = tab.shown.input(refresh, [session, tab.shown, tab.masks], offered, **private)
+    chosen.then(look, asked, tab.pictures, **model)
+    showing = [tab.look.click, tab.prompt.submit, tab.other.submit, tab.view.input, tab.masks.input]
+    showing += [tab.steps.release, tab.seed.submit]
+    gr.on(showing, look, asked, tab.pictures, trigger_mode="always_last", **model)
+    tab.masks.change(offer_mask, [tab.masks], [tab.keep], **private)
+    tab.keep.click(keep, [session, tab.shown, tab.masks], [session], **quick)
+    for added in adding.wire(tab.add, session):
+        added.success(finish, [session, tab.add.made], [session, tab.shown], **quick)

@@ -1,0 +1,134 @@
+"""An edit tried at once: the exact sum with it and without it, on the prompts of Compare, under the same noise, beside the map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from backends.image import Drawing
+from components import fragments, kinds, queueing
+from components.compare import aligning, comparison, pictures, plan, running
+from components.compare.comparison import Comparison
+from components.compare.form import Form
+from components.compare.tab import awaited, read_prompts
+from components.library.shelf import shelf
+from components.map.bricks import BrickBox
+from components.messages import told
+from components.session.state import Column, Session, columns
+from components.work import loading
+from lego import AdapterError
+from mole.pool import Weighting
+
+
+@dataclass(frozen=True)
+class TryBox:
+    """The components of the section that events need."""
+
+    progress: gr.HTML
+    stop: gr.Button
+    shown: gr.HTML
+
+    @property
+    def line(self) -> list[Any]:
+        """What says how far it is."""
+        return [self.progress, self.stop]
+
+
+def create() -> TryBox:
+    """Lay the section out; nothing is wired yet."""
+    progress = gr.HTML()
+    stop = gr.Button("Stop trying", visible=False, scale=0, min_width=140, elem_classes="by-alone")
+    return TryBox(progress, stop, gr.HTML(label="What the edit changes"))
+
+
+def pair(session: Session) -> list[Column]:
+    """The exact sum that the newest edit began with, and the edit.
+
+    Raises:
+        AdapterError: when nothing is edited.
+    """
+    edits = kinds.own(session).edited
+    if not edits:
+        raise AdapterError("nothing is muted or scaled", None, "Select some bricks and press one of the buttons.")
+    newest, every = edits[-1], columns(session, shelf(session))
+    whole = Weighting(newest.weights)
+    usual = Column("whole", "Exact sum", whole, session.slots(newest.adapters))
+    before = next((column for column in every if column.weighting == whole), usual)
+    return [before, next(column for column in every if column.id == f"edited:{newest.name}")]
+
+
+@told
+def start(session: Session, *settings: Any) -> Iterator[tuple]:
+    """Run the newest edit beside its exact sum."""
+    form, coming = Form.of(settings), loading(session.base)
+    prompts, both, busy = read_prompts(form.prompts), pair(session), gr.Button(visible=True)
+    for _ in coming.watch():
+        yield awaited(coming), busy, gr.skip()
+    wanted = form.wanted(coming.base().info.kind == kinds.IMAGE)
+    seeds = wanted.seeds if isinstance(wanted, Drawing) else ()
+    planned = plan.side_by_side(both, prompts, seeds)
+    for line, found in running.every(session.base, planned, wanted, aligning.NONE):
+        yield line, busy, draw(found)
+    yield line, gr.Button(visible=False), gr.skip()
+
+
+def draw(found: Any) -> str:
+    """Both columns, in the edit's what differs from the sum marked."""
+    if isinstance(found, Comparison):
+        return comparison.draw(found, True, not found.finished, against=found.names[0])
+    return pictures.draw(found, running=not found.finished)
+
+
+def waiting() -> tuple[Any, ...]:
+    """What is shown at once, however long others keep the model busy."""
+    return fragments.progress("Waiting for the model", None), gr.Button(visible=True)
+
+
+def following(number: int) -> int:
+    """One edit more."""
+    return number + 1
+
+
+def ended() -> tuple[Any, ...]:
+    """After a stop or an error."""
+    return fragments.subtle("Stopped."), gr.Button(visible=False)
+
+
+def idle() -> tuple[Any, ...]:
+    """Nothing is tried."""
+    return "", gr.Button(visible=False)
+
+
+def cleared() -> tuple[Any, ...]:
+    """Nothing is tried, and nothing shown."""
+    return *idle(), ""
+
+
+def wire(
+    box: TryBox, buttons: BrickBox, edits: list[Any], session: gr.State, picked: gr.State, settings: list[Any]
+) -> None:
+    """Connect the section's events.
+
+    Args:
+        buttons: those that edit.
+        edits: the events after which an edit has joined the variants.
+        picked: changes with the picks, with which what was tried leaves.
+        settings: of Compare.
+    """
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
+    asked = gr.State(0)
+    for edit in edits:
+        edit.success(following, [asked], [asked], **private)
+        edit.failure(idle, None, box.line, **private)
+    # The last of several edits is tried, not each of them in turn.
+    run = asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="always_last", **model)
+    run.failure(ended, None, box.line, **private)
+    queueing.follow(asked.change, "model", box.progress)
+    pressed = [buttons.mute.click, buttons.solo.click, buttons.scale.click]
+    gr.on(pressed, waiting, None, box.line, **private)
+    box.stop.click(ended, None, box.line, cancels=[run], **private)
+    picked.change(cleared, None, [*box.line, box.shown], cancels=[run], **private)

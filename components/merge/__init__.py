@@ -1,0 +1,1 @@
+"""The Merge tab: a method with its parameters, its report, its download."""

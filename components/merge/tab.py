@@ -1,0 +1,198 @@
+"""The Merge tab: a method with its own parameters, the merge as a new variant, its report, and the download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+import lego
+from components import controls, fragments, kinds, queueing
+from components.compare import export
+from components.library.shelf import shelf
+from components.merge import making, reports
+from components.messages import told
+from components.session.state import Made, Session
+from components.work import Job
+from lego import AdapterError
+
+START = "lego"
+NOTHING = fragments.empty("No merge yet", "Pick at least one adapter, choose a method and press Merge.")
+
+
+@dataclass(frozen=True)
+class MergeTab:
+    """The components of the tab that events need."""
+
+    sources: gr.HTML
+    method: gr.Dropdown
+    about: gr.HTML
+    groups: list[gr.Column]
+    values: list[Any]
+    seed: gr.Number
+    name: gr.Textbox
+    run: gr.Button
+    stop: gr.Button
+    progress: gr.HTML
+    made: gr.State
+    shown: gr.Dropdown
+    download: gr.DownloadButton
+    report: gr.HTML
+    measure: gr.Radio
+    chart: gr.Plot
+
+
+def create() -> MergeTab:
+    """Lay the tab out; nothing is wired yet."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            settings = _settings()
+        with gr.Column(scale=3, min_width=320):
+            result = _result()
+    return MergeTab(*settings, gr.State(None), *result)
+
+
+def _settings() -> tuple[Any, ...]:
+    sources = gr.HTML()
+    choices = [(method.title, name) for name, method in lego.methods().items()]
+    method = gr.Dropdown(choices, value=START, label="Method", filterable=False)
+    about = gr.HTML(_about(START))
+    groups, values = [], []
+    for name, found in lego.methods().items():
+        box, own = controls.group(found, visible=name == START)
+        groups.append(box)
+        values += own
+    with gr.Row():
+        name_box = gr.Textbox(
+            label="Name", placeholder="named after its method", max_length=making.NAME_LIMIT, min_width=160
+        )
+        seed = gr.Number(0, label="Merge seed", precision=0, minimum=0, min_width=80)
+    with gr.Row():
+        run_button = gr.Button("Merge", variant="primary")
+        stop = gr.Button("Stop merging", visible=False)
+    progress = gr.HTML()
+    return sources, method, about, groups, values, seed, name_box, run_button, stop, progress
+
+
+def _result() -> tuple[Any, ...]:
+    with gr.Row(elem_classes="by-bottom"):
+        shown = gr.Dropdown([], label="Report of", interactive=True, min_width=200, scale=3)
+        download = gr.DownloadButton("Download adapter (zip)", interactive=False, min_width=160, scale=2)
+    report = gr.HTML(NOTHING, label="Merge report")
+    measure = gr.Radio(list(reports.MEASURES), value="relative error", label="Per module", visible=False)
+    chart = gr.Plot(label="Merge per module", show_label=False, container=False, visible=False)
+    return shown, download, report, measure, chart
+
+
+def _about(name: str) -> str:
+    method = lego.methods()[name]
+    paper = f' <a href="{method.paper}" target="_blank" rel="noopener">Paper</a>' if method.paper else ""
+    return f'<p class="by-subtle">{fragments.escape(method.summary)}{paper}</p>'
+
+
+def choose(name: str) -> list[Any]:
+    """Show the chosen method's own parameters and what it does."""
+    return [_about(name), *(gr.Column(visible=name == other) for other in lego.methods())]
+
+
+def _buttons(busy: bool) -> tuple[Any, Any]:
+    return gr.Button(interactive=not busy), gr.Button(visible=busy)
+
+
+@told
+def run(session: Session, method: str, seed: float | None, name: str, *values: Any) -> Iterator[tuple]:
+    """Merge the picked adapters with progress; the result waits in ``made`` until it joins the session."""
+    if not session.picks:
+        raise AdapterError("no adapters are picked", None, "Pick some in the Library first.")
+    parameters = controls.read_one(method, values)
+    work = partial(making.make, session.weights, method, parameters, int(seed or 0), name)
+    with Job(lambda progress: work(progress=progress)) as job:
+        for done, total in job.steps():
+            text = f"{done} of {total} modules" if total else "Reading the adapters"
+            yield fragments.progress(text, done / total if total else None), None, *_buttons(busy=True)
+        entry = job.result()
+    shown_name = name.strip()[: making.NAME_LIMIT] or making.title_of(method, parameters)
+    yield "", Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *_buttons(busy=False)
+
+
+def join(session: Session, made: Made | None) -> tuple[Session, Any]:
+    """Let the finished merge join the session's variants and show its report."""
+    if made is None:
+        return session, gr.skip()
+    session = session.join(made)
+    return session, gr.Dropdown(_choices(kinds.own(session)), value=made.key)
+
+
+def ended() -> tuple[Any, ...]:
+    """Set the buttons back after a stop or an error."""
+    return "", *_buttons(busy=False)
+
+
+def _choices(session: Session) -> list[tuple[str, str]]:
+    return [(made.name, made.key) for made in reversed(session.merges)]
+
+
+def refresh(session: Session, shown: str | None) -> tuple[str, Any]:
+    """Say what will be merged, and offer the session's merges for its kind of base."""
+    session = kinds.own(session)
+    entries = shelf(session)
+    keys = [made.key for made in reversed(session.merges)]
+    value = shown if shown in keys else (keys[0] if keys else None)
+    return reports.sources(session, entries), gr.Dropdown(_choices(session), value=value)
+
+
+@told
+def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
+    """The report of the chosen merge, its chart, and its download."""
+    session = kinds.own(session)
+    names = {made.key: made.name for made in session.merges}
+    if not names:
+        return NOTHING, gr.Radio(visible=False), gr.Plot(visible=False), gr.DownloadButton(interactive=False)
+    if shown not in names:  # the choice is still on its way: several events may be
+        shown = session.merges[-1].key
+    report = making.report_of(shown)
+    chart = gr.Plot(reports.chart(report, measure), visible=True)
+    file = export.adapter_zip(shown, names[shown])
+    return (
+        reports.table(report, names[shown]),
+        gr.Radio(visible=True),
+        chart,
+        gr.DownloadButton(value=str(file), interactive=True),
+    )
+
+
+def wire(tab: MergeTab, session: gr.State) -> None:
+    """Connect the tab's events."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
+    tab.method.input(choose, [tab.method], [tab.about, *tab.groups], **private)
+    result = [tab.report, tab.measure, tab.chart, tab.download]
+    asked = [session, tab.shown, tab.measure]
+    changed = session.change(refresh, [session, tab.shown], [tab.sources, tab.shown], **private)
+    changed.then(show, asked, result, **private)
+    for control in (tab.shown, tab.measure):
+        control.input(show, asked, result, **private)
+    merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
+    settings = [session, tab.method, tab.seed, tab.name, *tab.values]
+    running = tab.run.click(run, settings, [tab.progress, tab.made, tab.run, tab.stop], **merging)
+    queueing.follow(tab.run.click, "merge", tab.progress)
+    running.success(join, [session, tab.made], [session, tab.shown], **quick)
+    running.failure(ended, None, [tab.progress, tab.run, tab.stop], **private)
+    tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **private)
+
+
+def first(session: Session) -> Made:
+    """The merge that is ready when the page opens: LEGO with its defaults; made once for the same picks."""
+    return making.first(session.weights, tuple(pick.slot for pick in session.picks))
+
+
+def wire_first(tab: MergeTab, opened: Any, session: gr.State) -> Any:
+    """Let the first merge join once the page is open; gives the event after which it has."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    ready = opened.then(told(first), [session], [tab.made], concurrency_limit=None, **private)
+    return ready.success(
+        join, [session, tab.made], [session, tab.shown], concurrency_limit=1, concurrency_id="session", **private
+    )
