@@ -9,7 +9,7 @@ from typing import Any
 from backends.image import Drawing
 from backends.text import Sampling
 from components import kinds
-from components.compare import drawing, plan
+from components.compare import aligning, drawing, plan
 from components.compare.comparison import Scored
 from components.compare.plan import Plan, Wanted
 from components.compare.tab import AXES, chosen_columns, read_prompts, sampling
@@ -91,4 +91,5 @@ class Form:
         length, heat = written.max_new_tokens, written.temperature
         writing = WritingOf(length=length, temperature=heat, seed=written.seed, format=self.format)
         prompts = read_prompts(self.prompts) if self.prompts.strip() else []
-        return remember(session, compared, prompts, settings, drawn.seeds, writing, axes)
+        judge = None if not draws or self.judge == aligning.usual(session.base) else self.judge
+        return remember(session, compared, prompts, settings, drawn.seeds, writing, axes, judge)

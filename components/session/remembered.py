@@ -181,6 +181,10 @@ class Remembered(Document):
     drawing: DrawingOf
     writing: WritingOf = WritingOf()
     axes: AxesOf | None = Field(default=None, description="the axes of a grid")
+    judge: Text | None = Field(
+        default=None,
+        description="the contrastive model that judges pictures, empty for none; the base's usual unless given",
+    )
 
 
 def remember(
@@ -191,6 +195,7 @@ def remember(
     seeds: Sequence[int] = (0,),
     writing: WritingOf | None = None,
     axes: AxesOf | None = None,
+    judge: str | None = None,
 ) -> Remembered:
     """The recipe of a session.
 
@@ -200,6 +205,7 @@ def remember(
         prompts: of the comparison.
         drawing, seeds, writing: how pictures are drawn and texts are written.
         axes: of a grid, where one is compared.
+        judge: of pictures, where it is not the base's usual one.
     """
     weightings = [column.weighting for column in compared]
     weightings += [axes.subject.weighting] if axes and axes.subject else []
@@ -231,6 +237,7 @@ def remember(
         drawing=DrawingOf.model_validate(dict(drawing)),
         writing=writing or WritingOf(),
         axes=axes,
+        judge=None if judge and Path(judge).expanduser().exists() else judge,
     )
 
 

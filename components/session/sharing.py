@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import fragments, kinds
-from components.compare import axes_box, drawing, export
+from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
@@ -115,7 +115,7 @@ def opened(session: Session, address: str) -> Iterator[tuple]:
     yield *(gr.skip(),) * OUTPUTS, address if kind == RUN else gr.skip()
 
 
-OUTPUTS = 23
+OUTPUTS = 24
 """How many components ``outputs`` names."""
 
 
@@ -137,7 +137,8 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     axes = axes_box.restored(found.session, found.axes, found.subject)
     texts = found.writing
     told_by = texts.length, texts.temperature, texts.seed, texts.format
-    drawn = drawing.shown(found.drawing)
+    judge = aligning.usual(base) if wanted.judge is None else wanted.judge
+    drawn = *drawing.shown(found.drawing), judge
     # The session last: what follows it reads what else is on the page, which must be there by then.
     yield "", gr.skip(), base, *variants, base, shown, mode, *axes, *told_by, *drawn
     yield "", found.session, *(gr.skip(),) * (OUTPUTS - 2)
@@ -150,7 +151,7 @@ def cleared() -> str:
 
 def outputs(tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> list[Any]:
     """What ``bring_back`` fills."""
-    return [tab.progress, session, base, tab.variants, known, tab.draw.suited, *tab.kept]
+    return [tab.progress, session, base, tab.variants, known, tab.draw.suited, *tab.kept, tab.draw.judge]
 
 
 def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown, ready: Any) -> Any:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.bases import BUILTIN
+from backends.bases import BUILTIN, IMAGE
 from components import kinds
-from components.compare import comparing, comparison, document, export
+from components.compare import aligning, comparing, comparison, document, export
 from components.compare.form import Form
 from components.compare.votes import Vote
 from components.library import shelf
@@ -122,6 +122,18 @@ def test_a_plain_comparison_has_no_axes(session: Session) -> None:
     assert [variant.name for variant in told.variants] == [
         column.name for column in columns(session, shelf.shelf(session)) if column.id != "average"
     ]
+
+
+def test_who_judges_pictures_comes_back(session: Session, tmp_path: Path) -> None:
+    drawing = shelf.start_session(IMAGE)
+    form = replace(Form.of(values(session)), ids=("base",), prompts="a cat")
+    usual, clip = aligning.usual(IMAGE), "openai/clip-vit-base-patch32"
+    assert usual
+    for judge, told, shown in ((usual, None, usual), ("", "", ""), (clip, clip, clip), (str(tmp_path), None, usual)):
+        wanted = replace(form, judge=judge).recipe(drawing, draws=True)
+        assert opening.from_link(opening.to_link(wanted)).judge == told
+        *_, filled, _ = sharing.bring_back(drawing, wanted)
+        assert filled[-1] == shown
 
 
 def test_an_address_is_short(recipe: Remembered) -> None:
