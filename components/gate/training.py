@@ -178,7 +178,9 @@ def run(session: Session, ticket: str, name: str, *values: Any) -> Iterator[tupl
             if monotonic() - drawn > REDRAWN or last.step == last.steps:
                 drawn = monotonic()
                 yield gating.line_of(last, history.began), *_drawn(history, last, rows, groups), None, *busy
-        yield *ended(training, last, recipe, session, name), *_buttons(busy=False)
+        line, made = ended(training, last, recipe, session, name)
+        # Drawn once more: of two values that come at once the page may show the first one's text and the second one's chart.
+        yield line, *_drawn(history, last, rows, groups), made, *_buttons(busy=False)
     finally:
         forget(ticket)
 
@@ -189,7 +191,7 @@ def _drawn(history: gating.History, last: Progress, rows: list[str], groups: lis
 
 def ended(
     training: Training | LentTraining, last: Progress | None, recipe: GateRecipe, session: Session, name: str
-) -> tuple[str, Any, Any, Gating | None]:
+) -> tuple[str, Gating]:
     """What is said and kept when a training ends: done, stopped, or no longer finite.
 
     Raises:
@@ -204,7 +206,7 @@ def ended(
     done = f"{last.step} of {last.steps} steps" if last.step < last.steps else f"{last.steps} steps"
     text = fragments.subtle(f"{done} in {clock(last.seconds)}. Kept as “{shown}”, here and among Compare's variants.")
     warning = fragments.note(f"Training ended early: {last.stopped}.") if last.stopped else ""
-    return warning + text, gr.skip(), gr.skip(), as_gating(found, session.base, shown)
+    return warning + text, as_gating(found, session.base, shown)
 
 
 def stopping(ticket: str) -> Any:

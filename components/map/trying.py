@@ -72,7 +72,7 @@ def start(session: Session, *settings: Any) -> Iterator[tuple]:
     planned = plan.side_by_side(both, prompts, seeds)
     for line, found in running.every(session.base, planned, wanted, aligning.NONE):
         yield line, busy, draw(found)
-    yield line, gr.Button(visible=False), gr.skip()
+    yield line, gr.Button(visible=False), draw(found)
 
 
 def draw(found: Any) -> str:
