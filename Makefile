@@ -6,7 +6,7 @@ VENV   ?= .venv
 # First and pinned, so that no later package decides which build of torch comes.
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-FIRST  := $(addprefix tests/browser/,test_accessible.py test_first_steps.py test_gate.py test_main_job.py)
+FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py gate.py main_job.py page.py selection.py)
 
 .PHONY: app test browser check bench chromium base clean
 
@@ -15,7 +15,7 @@ app: $(VENV)/app.done
 
 test: $(VENV)/dev.done check chromium base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/oracle tests/fuzz tests/app --durations=10
-	$(BIN)/python -m pytest $(FIRST) --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FIRST) --durations=5
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ check: $(VENV)/dev.done
 bench: $(VENV)/dev.done base
 	$(BIN)/python -m benchmarks
 
-# Every browser test; `make test` runs those of the main job.
+# Every browser test; `make test` runs those of texts on one page.
 browser: $(VENV)/dev.done chromium base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/browser --durations=5
 
