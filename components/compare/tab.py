@@ -122,7 +122,7 @@ def create() -> CompareTab:
     progress = gr.HTML(elem_classes="by-said")
     with gr.Row(elem_classes="by-marks"):
         known = [NOTHING, "Base"]
-        against = Choice(known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=280)
+        against = Choice(known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=380)
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
     with gr.Row(elem_classes="by-actions"):

@@ -141,7 +141,8 @@ def plots(
             made[2] = gate_figures.gate_course_changes(rows, groups, moved, "The same step by step")
     else:
         for number, text in enumerate(prompts):
-            title = escape(" ".join(text.split())[:48])
+            line = " ".join(text.split())
+            title = escape(line if len(line) <= 48 else f"{line[:47]}…")
             made[number] = gate_figures.gate_map(rows, groups, chosen[:, number], title + masked)
             if steps is not None:
                 made[2 + number] = gate_figures.gate_course(rows, groups, steps[:, :, number], f"{title}: step by step")

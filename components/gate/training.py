@@ -93,12 +93,13 @@ def create_settings() -> tuple[Any, ...]:
 
 def create_charts() -> tuple[Any, ...]:
     """Above the trained gates: progress and the live pictures, while and after gates are trained."""
-    progress = gr.HTML(label="Training progress")
     # The style sheet hides them while they are empty: what comes for a plot while `visible` shows it would be lost.
-    with gr.Row(elem_classes="by-charts"):
-        plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260}
-        curves = gr.Plot(label="Training curves", elem_id="curves", **plain)
-        choices = gr.Plot(label="Gates now", elem_id="gates-now", **plain)
+    with gr.Column(elem_classes="plain by-training"):
+        progress = gr.HTML(label="Training progress")
+        with gr.Row(elem_classes="by-charts"):
+            plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260}
+            curves = gr.Plot(label="Training curves", elem_id="curves", **plain)
+            choices = gr.Plot(label="Gates now", elem_id="gates-now", **plain)
     return progress, curves, choices
 
 
