@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ ASSETS = Path(__file__).parents[1] / "assets" / "text" / "adapters"
 IMAGE_ASSETS = Path(__file__).parents[1] / "assets" / "image" / "adapters"
 MERGE_BYTES = 4 * 2**30
 """Merges kept on disk; the oldest make room."""
+MERGES_OPEN = 32
+"""Merges of which headers and report stay in memory; older ones are opened again when they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kept:
-    """An entry with its opened adapter, and how the weights file looked then."""
+    """An entry, its weights file and how that looked when it was added, and the opened adapter; None for an older merge."""
 
     entry: Entry
-    adapter: Adapter
+    weights: Path
     stamp: tuple[int, int]
+    adapter: Adapter | None
 
 
 _kept: dict[str, Kept] = {}
@@ -234,10 +237,15 @@ def get(key: str) -> Adapter:
         AdapterError: when there is none, or its file has changed since it was added.
     """
     kept = _find(key)
-    if stamp(kept.adapter) != kept.stamp:
+    if stamp(kept.weights) != kept.stamp:
         with _lock:
             _kept.pop(key, None)
         raise AdapterError("has changed or gone since it was added", kept.entry.path, "Add it again.")
+    if kept.adapter is None:
+        kept = replace(kept, adapter=read_adapter(kept.entry.path))
+        with _lock:
+            _put(kept)
+    assert kept.adapter is not None
     return kept.adapter
 
 
@@ -307,17 +315,25 @@ def _keep(adapter: Adapter, source: str, title: str | None = None, origin: str |
     with _lock:
         known = _kept.get(key)
         stays = known and (known.entry.source == "built-in" or source == "upload")
-        if known and stays and stamp(known.adapter) == known.stamp:
+        if known and stays and stamp(known.weights) == known.stamp:
             return known.entry
-        _kept[key] = Kept(made, adapter, stamp(adapter))
+        _put(Kept(made, adapter.weights_file, stamp(adapter.weights_file), adapter))
     return made
 
 
-def stamp(adapter: Adapter) -> tuple[int, int]:
-    """How the weights file looks from outside: time of change and size; (0, 0) where it is gone."""
-    assert adapter.weights_file is not None
+def _put(kept: Kept) -> None:
+    """Keep an entry as the latest; under the lock. A report and the headers of hundreds of modules take half a megabyte."""
+    _kept.pop(kept.entry.key, None)
+    _kept[kept.entry.key] = kept
+    opened = [key for key, each in _kept.items() if each.entry.source == "merge" and each.adapter]
+    for key in opened[:-MERGES_OPEN]:
+        _kept[key] = replace(_kept[key], adapter=None)
+
+
+def stamp(weights: Path) -> tuple[int, int]:
+    """How a weights file looks from outside: time of change and size; (0, 0) where it is gone."""
     try:
-        found = adapter.weights_file.stat()
+        found = weights.stat()
     except OSError:
         return 0, 0
     return found.st_mtime_ns, found.st_size

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import socket
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +142,22 @@ def test_a_merge_outlives_the_process_and_is_written_once(home: Path, monkeypatc
     assert sorted(path.name for path in (home / "merges").iterdir()) == [entry.key]
     monkeypatch.setattr(library, "_kept", {})
     assert library.entry(entry.key).path == entry.path
+
+
+def test_older_merges_are_let_go_and_opened_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "MERGES_OPEN", 2)
+    entries = [library.add_merge(tiny_adapter(f"merge {seed}", seed)) for seed in range(4)]
+    held = [weakref.ref(kept.adapter) if kept.adapter else None for kept in library._kept.values()]
+    assert [ref is not None for ref in held] == [False, False, True, True]
+    opened = library.get(entries[0].key)
+    gc.collect()
+    assert held[2]() is None, "the oldest of those that were open has made room"
+    assert held[3]() is library.get(entries[3].key)
+    assert opened.fingerprint.startswith(entries[0].key)
+    assert [library.entry(entry.key) for entry in entries] == entries
+    entries[1].path.rename(home / "gone")
+    with pytest.raises(AdapterError, match="changed or gone"):
+        library.get(entries[1].key)
 
 
 def test_the_oldest_merges_make_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
