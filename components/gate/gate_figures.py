@@ -14,6 +14,8 @@ from components.palette import BRICK, DIVERGING, NEUTRAL, SCALE
 
 ACROSS = 4
 """LoRAs side by side."""
+LEANING = 76
+"""Pixels above a panel for the name that leans over it."""
 
 
 def gate_map(rows: Sequence[str], groups: Sequence[Group], shares: np.ndarray, title: str = "") -> go.Figure:
@@ -84,14 +86,15 @@ def _gate_course(
     rows: Sequence[str], groups: Sequence[Group], values: np.ndarray, title: str, scale: dict, shown: str
 ) -> go.Figure:
     across, steps = min(ACROSS, len(groups)), list(range(1, len(values) + 1))
-    down = -(-len(groups) // across)
+    down, tall = -(-len(groups) // across), min(500, 16 * max(6, len(rows)))
+    inside = down * tall + (down - 1) * LEANING
     figure = make_subplots(
         rows=down,
         cols=across,
         shared_xaxes=True,
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        vertical_spacing=0.1,
+        vertical_spacing=LEANING / inside,
         subplot_titles=[named(group) for group in groups],
     )
     for number, group in enumerate(groups):
@@ -101,21 +104,25 @@ def _gate_course(
             z=values[:, :, number].T, x=steps, customdata=told, hovertemplate=hover, coloraxis="coloraxis"
         )
         figure.add_trace(heat, row=number // across + 1, col=number % across + 1)
-    tall = min(500, 16 * max(6, len(rows)))
-    styled(figure, height=120 + down * (tall + 30))
+    styled(figure, height=34 + LEANING + inside + 70)
     plain = {"showgrid": False, "zeroline": False, "ticks": ""}
     figure.update_xaxes(**plain, nticks=5, tickformat="d")
     figure.update_yaxes(**plain, autorange="reversed", ticksuffix="\u00a0", automargin=True, **every(rows))
     figure.update_xaxes(
-        title={"text": "denoising step", "standoff": 4, "font": {"size": 13}}, row=down, col=(across + 1) // 2
+        title={"text": "denoising step", "standoff": 4, "font": {"size": 13}},
+        row=down,
+        col=min((across + 1) // 2, len(groups) - across * (down - 1)),
     )
     bar = {"orientation": "h", "thickness": 8, "outlinewidth": 0, "tickformat": ".0%", "nticks": 5, "y": -0.12}
     figure.update_layout(
         coloraxis={**scale, "colorbar": {**bar, "yanchor": "top"}},
-        margin={"l": 8, "r": 12, "t": 64, "b": 70},
+        margin={"l": 8, "r": 72, "t": 34 + LEANING, "b": 70},
         title={"text": title, "font": {"size": 13}, "x": 0.5, "y": 0.99, "yanchor": "top"},
     )
-    figure.update_annotations(font={"size": 13})
+    for number, name in enumerate(figure.layout.annotations):  # names lean to the right, so that long ones find room
+        panel = figure.get_subplot(number // across + 1, number % across + 1)
+        left = panel.xaxis.domain[0]
+        name.update(font={"size": 13}, textangle=-30, x=left, xanchor="left")
     return figure
 
 
