@@ -119,6 +119,7 @@ def write(kind: str) -> None:
         for file, name in names.items():
             (folder / name).write_bytes(Path(file).read_bytes())
         made["pictures"] = _table(result.files, names.__getitem__)
+        (folder / "sheet.png").write_bytes(export.gallery_files(result, None)[0].read_bytes())
         made["scores"] = [[[(s.text, s.sources) for s in row] for row in rows] for rows in result.scores]
     else:
         made |= {"texts": result.texts, "tokens": result.tokens, "ended": result.ended}
