@@ -61,7 +61,9 @@ def written(
     answers = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
     for grid in generate(base, [column.variant for column in shown], prompts, wanted):
         answers = answers.filled(grid)
-        yield "", NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
+        longest = max(max(row) for row in grid.tokens)
+        line = fragments.progress(f"token {longest} of at most {ANSWER}", longest / ANSWER)
+        yield line, NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
     yield "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
 
 
@@ -84,7 +86,7 @@ def drawn(
         yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
     courses = [row[0] for row in sheet.courses[-1]]
     steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)
-    yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), gr.skip()
+    yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), pictures.draw(answers)
 
 
 def sheets(base: str, shown: Sequence[Column], prompts: list[str], wanted: Drawing) -> Iterator[Sheet]:

@@ -186,7 +186,7 @@ def look(
         states = choosing.written(*given)
     for line, plots, answers in states:
         yield line, *plots, answers, gr.skip()
-    yield "", *silent, asked
+    yield "", *plots, answers, asked  # shown once more: of two values that come at once the page may lose a plot
 
 
 def turn(session: Session) -> Any:

@@ -290,7 +290,7 @@ def test_a_prompt_is_drawn_masked_and_shown_step_by_step(
     session, (first, second) = session.gate(mine), mine.experts
     states = list(gate.look(session, True, None, mine.key, "a cat", "a hat", choosing.BESIDE, [first], 2, 5))
     shown = [state[1:5] for state in states if isinstance(state[1], gr.Plot)]
-    assert len(shown) == 1
+    assert len(shown) == 2, "once they are known, and with the last line"
     for plot in shown[0][:2]:
         np.testing.assert_allclose(cells(plot), [[0, 1]] * len(store.entry(mine.key).saved.sites), atol=1e-6)
     assert all(plot.visible for plot in shown[0])
