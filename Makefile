@@ -6,7 +6,7 @@ VENV   ?= .venv
 # First and pinned, so that no later package decides which build of torch comes.
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py gate.py main_job.py page.py selection.py)
+FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py gate.py main_job.py selection.py)
 
 .PHONY: app test browser check bench chromium base clean
 
@@ -26,7 +26,7 @@ check: $(VENV)/dev.done
 bench: $(VENV)/dev.done base
 	$(BIN)/python -m benchmarks
 
-# Every browser test; `make test` runs those of texts on one page.
+# Every browser test; `make test` runs those of the main job.
 browser: $(VENV)/dev.done chromium base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/browser --durations=5
 
