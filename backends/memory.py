@@ -123,13 +123,6 @@ def free_bytes(device: torch.device) -> int:
     return min(CPU_BYTES, psutil.virtual_memory().available // 4)
 
 
-def give_back_at_times() -> None:
-    """The same at most every `PAUSE` seconds, for where something large is let go often: in many threads' heaps it piles up."""
-    global _given_back
-    if time.monotonic() - _given_back > PAUSE:
-        give_back()
-
-
 def give_back() -> None:
     """Give what has become free back to the system, as far as Python and the C library keep it."""
     global _given_back
@@ -137,3 +130,10 @@ def give_back() -> None:
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def give_back_at_times() -> None:
+    """The same at most every `PAUSE` seconds, for where something large is let go often: in many threads' heaps it piles up."""
+    global _given_back
+    if time.monotonic() - _given_back > PAUSE:
+        give_back()

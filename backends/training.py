@@ -164,11 +164,10 @@ class Training:
         saved = checkpoint.read_config(folder)
         experts = experts_of(self.keys)
         checkpoint.check_fit(saved, base_of(self.base), experts, folder)
-        names = [[expert.name for expert in found] for found in (saved.experts, experts)]
-        order = [[expert.fingerprint for expert in found] for found in (saved.experts, experts)]
         found = saved.recipe.differs(self.recipe)
-        if order[0] != order[1]:
-            found = f"the LoRAs {', '.join(names[0])}, where the recipe has {', '.join(names[1])}"
+        if [each.fingerprint for each in saved.experts] != [each.fingerprint for each in experts]:
+            own, given = (", ".join(each.name for each in some) for some in (saved.experts, experts))
+            found = f"the LoRAs {own}, where the recipe has {given}"
         if found:
             fix = "Go on with the recipe in its folder, with more steps if you like, or train anew."
             raise AdapterError(f"learned with {found}", folder, fix)

@@ -33,12 +33,12 @@ from components.compare.tab import (
     read_prompts,
     refresh,
     turn,
-    waiting,
 )
 from components.compare.votes import Vote
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session
+from components.stoppable import buttons, waiting
 from components.theme import css
 from components.work import loading
 from lego import AdapterError
@@ -46,10 +46,6 @@ from mole.cli import clock
 
 Found = Comparison | Gallery | None
 AHEAD = "Computed ahead. Compare runs it here; other variants, prompts and settings too."
-
-
-def _buttons(busy: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
 
 
 def expect(session: Session | None, *settings: Any) -> str:
@@ -75,7 +71,7 @@ def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tupl
     form, coming = Form.of(settings), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
-        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *_buttons(busy=True)
+        yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *buttons(busy=True)
     draws = coming.base().info.kind == kinds.IMAGE
     form = form.suiting(session.base, suited) if draws else form
     planned, wanted = form.plan(session, draws), form.wanted(draws)
@@ -84,15 +80,15 @@ def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tupl
         ballot = blind.ballot(len(planned.cells), len(planned.prompts), len(planned.seeds))
     shown = "" if ballot else gr.skip()
     recipe = form.recipe(session, draws)
-    yield gr.skip(), shown, None, offer(planned, against), ballot, None, recipe, *_buttons(busy=True)
+    yield gr.skip(), shown, None, offer(planned, against), ballot, None, recipe, *buttons(busy=True)
     found: Found = None
     for line, found in running.every(session.base, planned, wanted, form.judge):
         # What is judged blind may be revealed meanwhile: the grid is then drawn by that, and once more after the end.
         shown, judged = redraw(found, against, ballot, form.scores, running=True), gr.skip()
         if ballot:
             shown, judged = gr.skip(), found
-        yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *_buttons(busy=True)
-    yield line, gr.skip(), found, *(gr.skip(),) * 4, *_buttons(busy=False)
+        yield line, shown, found, gr.skip(), gr.skip(), judged, gr.skip(), *buttons(busy=True)
+    yield line, gr.skip(), found, *(gr.skip(),) * 4, *buttons(busy=False)
 
 
 @told
@@ -109,7 +105,7 @@ def at_once(session: Session, asked: int, suited: str | None, *settings: Any) ->
     against = marked(planned, form.against)
     shown, line = redraw(found, against, None, form.scores), fragments.subtle(AHEAD)
     recipe = form.recipe(session, draws)
-    return line, shown, found, offer(planned, against), None, None, recipe, *_buttons(busy=False), asked
+    return line, shown, found, offer(planned, against), None, None, recipe, *buttons(busy=False), asked
 
 
 def marked(planned: Plan, against: str) -> str:
@@ -128,7 +124,7 @@ def offer(planned: Plan, against: str) -> Any:
 def ended(found: Found, against: str, ballot: Ballot | None, scores: Sequence[Scored]) -> tuple[Any, ...]:
     """After a stop or an error: keep what came, set the buttons back."""
     line = "" if found and found.finished else fragments.subtle("Stopped.")
-    return line, redraw(found, against, ballot, scores), *_buttons(busy=False)
+    return line, redraw(found, against, ballot, scores), *buttons(busy=False)
 
 
 def redraw(

@@ -223,15 +223,6 @@ def settings_of(chosen: Sampling) -> dict[str, Any]:
     return {"length": chosen.max_new_tokens, "temperature": chosen.temperature, "seed": chosen.seed, "format": form}
 
 
-def _buttons(busy: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
-
-
-def waiting() -> tuple[Any, ...]:
-    """What is shown at once, however long others keep the model busy."""
-    return fragments.progress("Waiting for the model", None), *_buttons(busy=True)
-
-
 def awaited(coming: Loading) -> str:
     """How far the base is that a run waits for."""
     return fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction)

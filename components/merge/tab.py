@@ -16,6 +16,7 @@ from components.library.shelf import shelf
 from components.merge import making, reports
 from components.messages import told
 from components.session.state import Made, Session
+from components.stoppable import buttons
 from components.work import Job
 from lego import AdapterError
 
@@ -98,10 +99,6 @@ def choose(name: str) -> list[Any]:
     return [_about(name), *(gr.Column(visible=name == other) for other in lego.methods())]
 
 
-def _buttons(busy: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
-
-
 @told
 def run(session: Session, method: str, seed: float | None, name: str, *values: Any) -> Iterator[tuple]:
     """Merge the picked adapters with progress; the result waits in ``made`` until it joins the session."""
@@ -112,10 +109,10 @@ def run(session: Session, method: str, seed: float | None, name: str, *values: A
     with Job(lambda progress: work(progress=progress)) as job:
         for done, total in job.steps():
             text = f"{done} of {total} modules" if total else "Reading the adapters"
-            yield fragments.progress(text, done / total if total else None), None, *_buttons(busy=True)
+            yield fragments.progress(text, done / total if total else None), None, *buttons(busy=True)
         entry = job.result()
     shown_name = name.strip()[: making.NAME_LIMIT] or making.title_of(method, parameters)
-    yield "", Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *_buttons(busy=False)
+    yield "", Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *buttons(busy=False)
 
 
 def join(session: Session, made: Made | None) -> tuple[Session, Any]:
@@ -128,7 +125,7 @@ def join(session: Session, made: Made | None) -> tuple[Session, Any]:
 
 def ended() -> tuple[Any, ...]:
     """Set the buttons back after a stop or an error."""
-    return "", *_buttons(busy=False)
+    return "", *buttons(busy=False)
 
 
 def _choices(session: Session) -> list[tuple[str, str]]:
