@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import fragments, kinds
+from components import fragments, kinds, stoppable
 from components.compare import drawing, examples
 from components.compare import tab as compare
 from components.library import cards
@@ -167,4 +167,4 @@ def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML)
 
 def show_comparison() -> tuple[Any, ...]:
     """Go to the tab where the comparison runs, and say that it is about to."""
-    return gr.Tabs(selected="compare"), *compare.waiting()
+    return gr.Tabs(selected="compare"), *stoppable.waiting()
