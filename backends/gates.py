@@ -14,11 +14,12 @@ from pathlib import Path
 from torch import Tensor
 
 from backends import library
-from backends.bases import TextBase, load_base
+from backends.base import Base
+from backends.bases import load_base
 from backends.builtin import home
 from lego import AdapterError
 from mole import checkpoint
-from mole.checkpoint import Base, Expert, Saved
+from mole.checkpoint import Expert, Saved
 from mole.gate import BASE, Gates
 from mole.pool import Weighting
 from mole.recipe import GateRecipe
@@ -87,7 +88,7 @@ def add_folder(path: str | Path) -> GateEntry:
     return _keep(folder, "folder")
 
 
-def add_trained(name: str, gates: Gates, base: TextBase, recipe: GateRecipe, state: Mapping[str, Tensor]) -> GateEntry:
+def add_trained(name: str, gates: Gates, base: Base, recipe: GateRecipe, state: Mapping[str, Tensor]) -> GateEntry:
     """Add gates that were trained here; they are kept in the cache folder.
 
     Raises:
@@ -140,7 +141,7 @@ def forget(place: Path) -> None:
                 del _loaded[kept]
 
 
-def loaded(base: TextBase, key: str) -> Gates:
+def loaded(base: Base, key: str) -> Gates:
     """Gates ready to run beside a base; the latest are kept.
 
     Raises:
@@ -160,9 +161,9 @@ def loaded(base: TextBase, key: str) -> Gates:
     return gates
 
 
-def base_of(base: TextBase) -> Base:
+def base_of(base: Base) -> checkpoint.Base:
     """A base by hash."""
-    return Base(id=base.info.id, fingerprint=base.fingerprint)
+    return checkpoint.Base(id=base.info.id, fingerprint=base.fingerprint)
 
 
 def experts_of(keys: tuple[str, ...]) -> list[Expert]:
@@ -196,7 +197,7 @@ def _keep(folder: Path, source: str) -> GateEntry:
     return made
 
 
-def opened(folder: str | Path, base: TextBase | None = None) -> tuple[TextBase, GateEntry]:
+def opened(folder: str | Path, base: Base | None = None) -> tuple[Base, GateEntry]:
     """Gates from a folder with everything they need: their base loaded, their LoRAs in the library, and what does not fit refused.
 
     Args:

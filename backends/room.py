@@ -14,6 +14,8 @@ ROOM = 64
 class RoomyLayer(DynamicLayer):
     """As transformers' layer, whose ``keys`` and ``values`` here are the filled part of larger tensors."""
 
+    keys: Tensor
+    values: Tensor
     _room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **named: Any) -> tuple[Tensor, Tensor]:

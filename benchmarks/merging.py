@@ -22,7 +22,7 @@ from torch import nn
 
 import lego
 from benchmarks import adapters
-from benchmarks.report import ROOT, machine, parser_for, table
+from benchmarks.report import ROOT, finish, machine, parser_for, table
 
 FLOOR = """
 import sys

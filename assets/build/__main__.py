@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from assets.build.images import stages as images
 from assets.build.packages import BuildError, copy_terms
@@ -47,7 +48,7 @@ def _load_rows(arguments: argparse.Namespace, name: str) -> list[dict[str, str]]
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _load_base(arguments: argparse.Namespace):
+def _load_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Model (fp32) and tokenizer; a folder or a hub id goes to transformers, the built-in id to the app's catalogue."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ class Encoded:
     start: int
 
 
-def encode(tokenizer, row: dict[str, str]) -> Encoded:
+def encode(tokenizer: Any, row: dict[str, str]) -> Encoded:
     """The prompt in the chat template (with its default system prompt), the answer and the end token."""
     chat = [{"role": "user", "content": row["prompt"]}]
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -49,7 +49,8 @@ def pack(batch: Sequence[Encoded]) -> Packed:
     while any(row.ids[:shared] != batch[0].ids[:shared] for row in batch):
         shared -= 1
     ids, positions, owner = list(batch[0].ids[:shared]), list(range(shared)), [-1] * shared
-    wanted, target = [], []
+    wanted: list[int] = []
+    target: list[int] = []
     for number, row in enumerate(batch):
         offset = len(ids) - shared
         wanted += range(offset + row.start - 1, offset + len(row.ids) - 1)
@@ -64,7 +65,7 @@ def pack(batch: Sequence[Encoded]) -> Packed:
     )
 
 
-def answer_logits(model, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "tokens vocab"], Int[Tensor, " tokens"]]:
+def answer_logits(model: Any, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "tokens vocab"], Int[Tensor, " tokens"]]:
     """Logits at the answers' places only (the head is a quarter of the model's work), with the tokens they predict.
 
     Args:
@@ -78,7 +79,7 @@ def answer_logits(model, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "token
 
 
 @torch.no_grad()
-def score(model, rows: Sequence[Encoded], batch: int = 16) -> dict[str, float]:
+def score(model: Any, rows: Sequence[Encoded], batch: int = 16) -> dict[str, float]:
     """Exact match (share of rows) and negative log likelihood (nats per answer token, the end token included).
 
     Exact match is teacher-forced: every token of the answer and the end token is the most likely one given the true

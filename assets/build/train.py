@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -88,7 +89,7 @@ def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str
 class Run:
     """One training run that can be interrupted at any step and continued from its last checkpoint."""
 
-    def __init__(self, spec: Spec, base, tokenizer, work: Path) -> None:
+    def __init__(self, spec: Spec, base: Any, tokenizer: Any, work: Path) -> None:
         torch.manual_seed(spec.seed)  # PEFT draws A from torch's generator
         config = LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), use_rslora=spec.rslora,
@@ -100,7 +101,8 @@ class Run:
         self.model.peft_config["default"].base_model_name_or_path = BASE_MODEL
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=spec.rate, weight_decay=0.0)
-        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
 
     def save(self) -> None:
         """Weights, both Adam moments and the losses so far."""
@@ -165,7 +167,7 @@ class Run:
 
 
 @torch.no_grad()
-def greedy(model, tokenizer, prompt: str, length: int = 64) -> str:
+def greedy(model: Any, tokenizer: Any, prompt: str, length: int = 64) -> str:
     """The model's greedy answer to one prompt."""
     row = encode(tokenizer, {"prompt": prompt, "answer": ""})
     ids = torch.tensor([row.ids[: row.start]], device=model.device)
@@ -176,7 +178,7 @@ def greedy(model, tokenizer, prompt: str, length: int = 64) -> str:
     return tokenizer.decode(out[0, row.start :], skip_special_tokens=True)
 
 
-def make(spec: Spec, rows: Sequence[dict[str, str]], base, tokenizer, work: Path, folder: Path) -> dict:
+def make(spec: Spec, rows: Sequence[dict[str, str]], base: Any, tokenizer: Any, work: Path, folder: Path) -> dict:
     """Train, export and score one adapter; its record (scores, losses, an example) is ``training.json`` beside it."""
     held_out = [row for row in rows if row["split"] == "held_out"]
     encoded = [encode(tokenizer, row) for row in held_out]

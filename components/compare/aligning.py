@@ -44,8 +44,8 @@ def scores(found: Gallery, judge: str) -> tuple[tuple[tuple[Score, ...], ...], .
     sources = [v for v, alone in enumerate(found.alone) if alone]
 
     def score(v: int, p: int, s: int) -> Score:
-        mine = vectors[v, p, s]  # type: ignore[index]  (a place is a tuple)
-        near = ((other, float(mine @ vectors[other, p, s])) for other in sources if other != v)  # type: ignore[index]
+        mine = vectors[v, p, s]
+        near = ((other, float(mine @ vectors[other, p, s])) for other in sources if other != v)
         return Score(float(mine @ texts[p]), tuple(near))
 
     seeds = range(len(found.seeds))

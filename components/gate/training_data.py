@@ -183,8 +183,8 @@ def read(session: Session, values: Sequence[Any]) -> tuple[list[dict[str, Any]],
     if not draws(session):
         data = gating.task_rows(chosen or [], dict(zip(sorted(tasks()), shares, strict=True)))
         return data + ([{"rows": str(uploads.receive_rows(rows)), "share": rows_share}] if rows else []), None
-    rest = values[shipped + 3 :]
-    chosen, shares, (files, share, way, typed, judge, *guidance) = rest[0], rest[1 : count + 1], rest[count + 1 :]
+    chosen, *rest = values[shipped + 3 :]
+    shares, (files, share, way, typed, judge, *guidance) = rest[:count], rest[count:]
     data = gating.set_rows(chosen or [], dict(zip(captions.sets(), shares, strict=True)))
     guided = way == GUIDED
     if files:

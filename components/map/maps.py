@@ -240,7 +240,7 @@ def unit_id(seen: View, i: int) -> UnitId:
 
 def unit_set(seen: View, rows: Iterable[int]) -> UnitSet:
     """The units of some points."""
-    units, bits = seen.units, {}
+    units, bits = seen.units, dict[tuple[int, int], int]()
     rows = np.fromiter(rows, dtype=int)
     for a, m, index in zip(
         units.adapter[rows].tolist(), units.module[rows].tolist(), units.rank_index[rows].tolist(), strict=True

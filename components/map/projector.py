@@ -30,7 +30,8 @@ class Projector:
     """The worker process, one request at a time."""
 
     def __init__(self) -> None:
-        self._lock, self._process = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
 
     def umap(self, points: np.ndarray) -> np.ndarray:
         """Coordinates (units, 2) of units with these principal components (units, components).

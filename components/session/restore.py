@@ -198,8 +198,8 @@ def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Ses
         weights = tuple((_named(key, keys), weight) for key, weight in each.adapters)
         scaled = tuple((renamed(unit_set(part.units), keys), part.factor) for part in each.scaled)
         session = session.edit(Edited(each.name, weights, renamed(unit_set(each.muted), keys), scaled))
-    for each in wanted.named:
-        session = session.keep(Named(each.name, renamed(unit_set(each.units), keys)))
+    for kept in wanted.named:
+        session = session.keep(Named(kept.name, renamed(unit_set(kept.units), keys)))
     for gating in wanted.gatings:
         found = as_gating(known_gates(gating.key), gating.base or session.base, gating.name)
         session = session.gate(replace(found, masks=tuple(tuple(keys.get(k, k) for k in m) for m in gating.masks)))

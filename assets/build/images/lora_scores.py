@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ def score(
     drawn["lora"] = (_draw(pipeline, own), _draw(pipeline, others))
     perfect = [replace(prompt, style=spec.style) for prompt in others]
     drawn["drawings"] = (judge.drawings(own), judge.drawings(perfect))
-    found = {}
+    found: dict[str, Any] = {}
     for name, (mine, rest) in drawn.items():
         found[name] = {}
         if spec.style:
