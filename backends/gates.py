@@ -77,6 +77,12 @@ def builtin(kind: str = "text") -> list[GateEntry]:
     return [_keep(path.parent, "built-in") for path in sorted(ASSETS[kind].glob(f"*/{checkpoint.CONFIG}"))]
 
 
+def ships(key: str) -> bool:
+    """Whether the gates with this key came with the app."""
+    with _lock:
+        return key in _entries and _entries[key].source == "built-in"
+
+
 def add_folder(path: str | Path) -> GateEntry:
     """Add trained gates from a folder; whether they fit a base and the LoRAs is seen when they are used.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from backends import bases, library
+from backends import bases, gates, library
 from backends.pipelines import INDEX
 from components.map.blocks import of_pipeline
 from components.session.state import Session
@@ -38,13 +38,16 @@ def suits(key: str, kind: str | None) -> bool:
 
 
 def own(session: Session) -> Session:
-    """The session with what belongs to its kind of base only: merges, edited variants and gates of the other are left out."""
+    """The session with what belongs to its kind of base only: merges, edited variants and gates of the other are left out,
+    and of the gates that ship those of other bases.
+    """
     kind = of_base(session.base)
+    mine = (gating for gating in session.gates if gating.base == session.base or not gates.ships(gating.key))
     return replace(
         session,
         merges=tuple(made for made in session.merges if suits(made.key, kind)),
         edited=tuple(each for each in session.edited if all(suits(key, kind) for key, _ in each.weights)),
-        gates=tuple(gating for gating in session.gates if all(suits(key, kind) for key in gating.experts)),
+        gates=tuple(gating for gating in mine if all(suits(key, kind) for key in gating.experts)),
     )
 
 

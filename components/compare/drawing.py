@@ -32,7 +32,7 @@ class DrawBox:
     negative: gr.Textbox
     size: gr.Textbox
     judge: gr.Dropdown
-    suited: gr.State
+    suited: gr.Textbox
 
     @property
     def settings(self) -> list[Any]:
@@ -76,7 +76,9 @@ def create() -> DrawBox:
                 info="A contrastive model: also a CLIP's hub id or folder, such as openai/clip-vit-base-patch32.",
                 allow_custom_value=True,
             )
-    return DrawBox(panel, steps, guidance, seeds, scheduler, negative, size, judge, gr.State(None))
+    # On the page beside what it tells of, not a State: that would be read when an event runs, they when it was asked for.
+    suited = gr.Textbox("", visible="hidden")
+    return DrawBox(panel, steps, guidance, seeds, scheduler, negative, size, judge, suited)
 
 
 def read(

@@ -31,6 +31,7 @@ WHOLE = "With all"
 KEPT = 4
 """Drawings kept, so that another view of the same choices draws nothing anew."""
 NOTHING: tuple[Any, ...] = (gr.skip(),) * 4
+STOPPED = fragments.subtle("Stopped.")
 
 _sheets: OrderedDict[tuple[Any, ...], Sheet] = OrderedDict()
 _lock = threading.Lock()
@@ -50,7 +51,13 @@ def columns(session: Session, mine: Gating, mask: tuple[str, ...]) -> list[Colum
 
 
 def written(
-    session: Session, mine: Gating, found: GateEntry, mask: tuple[str, ...], prompts: list[str], view: str
+    session: Session,
+    mine: Gating,
+    found: GateEntry,
+    mask: tuple[str, ...],
+    prompts: list[str],
+    view: str,
+    stop: threading.Event,
 ) -> Iterator[Shown]:
     """On a base that writes: what the gates chose for the prompts, then the answers as they grow, in one batch."""
     base, chat = loading(session.base).base(), chats(session)
@@ -64,7 +71,9 @@ def written(
         longest = max(max(row) for row in grid.tokens)
         line = fragments.progress(f"token {longest} of at most {ANSWER}", longest / ANSWER)
         yield line, NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
-    yield "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
+        if stop.is_set():
+            break
+    yield STOPPED if stop.is_set() else "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
 
 
 def drawn(
@@ -74,6 +83,7 @@ def drawn(
     mask: tuple[str, ...],
     prompts: list[str],
     view: str,
+    stop: threading.Event,
     wanted: Drawing,
 ) -> Iterator[Shown]:
     """On a base that draws: pictures from the same noise step by step, then what the gates chose on the way."""
@@ -84,6 +94,9 @@ def drawn(
         step = f"step {sheet.step} of {sheet.steps}"
         line = "" if sheet.finished else fragments.progress(step, sheet.step / max(1, sheet.steps))
         yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
+        if stop.is_set() and not sheet.finished:
+            yield STOPPED, NOTHING, pictures.draw(answers)
+            return
     courses = [row[0] for row in sheet.courses[-1]]
     steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)
     yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), pictures.draw(answers)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from backends import gates as store
 from backends.image import Drawing
-from components import figures, fragments, kinds
+from components import figures, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
@@ -21,7 +22,7 @@ from components.gate.training import TrainBox
 from components.library.shelf import gates_of, shelf
 from components.messages import told
 from components.session.state import Gating, Session, without
-from components.work import loading
+from components.work import forget, loading, stop_of
 from lego import AdapterError
 
 NOTHING = fragments.empty(
@@ -42,6 +43,7 @@ class GateTab:
     prompt: gr.Textbox
     other: gr.Textbox
     look: gr.Button
+    stop: gr.Button
     view: gr.Radio
     painting: gr.Row
     steps: gr.Slider
@@ -64,7 +66,7 @@ class GateTab:
     @property
     def pictures(self) -> list[Any]:
         """What ``look`` fills."""
-        return [self.progress, *self.plots, self.answers, self.seen]
+        return [self.progress, *self.plots, self.answers, self.seen, self.stop]
 
 
 def create() -> GateTab:
@@ -100,6 +102,7 @@ def _looking() -> tuple[Any, ...]:
         look = gr.Button("Show choices", scale=0, min_width=150)
         ways = [choosing.BESIDE, choosing.DIFFERENCE]
         view = gr.Radio(ways, value=choosing.BESIDE, label="Show the other prompt", min_width=250)
+        stop = gr.Button("Stop looking", visible=False, scale=0, min_width=150)
     with gr.Row(visible=False) as painting:
         steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
@@ -117,7 +120,7 @@ def _looking() -> tuple[Any, ...]:
     masks = Ticks([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")
     keep = gr.Button("Add this mask to Compare", visible=False, scale=0)
-    return prompt, other, look, view, painting, steps, seed, progress, plots, masks, answers, keep
+    return prompt, other, look, stop, view, painting, steps, seed, progress, plots, masks, answers, keep
 
 
 def refresh(session: Session, shown: str | None, masked: list[str]) -> tuple[Any, ...]:
@@ -161,32 +164,64 @@ def look(
     masked: list[str],
     steps: int,
     seed: float | None,
+    request: gr.Request,
 ) -> Iterator[tuple]:
     """Show what the gates choose for the prompts, and let them answer, with all LoRAs and without the masked ones."""
     session, silent = kinds.own(session), (*choosing.NOTHING, gr.skip())
+    busy, idle = gr.Button(visible=True), gr.Button(visible=False)
     prompts = [text.strip() for text in (prompt, other) if text.strip()]
     asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)), steps, seed)
     if not visited or not session.gates or seen == asked:
-        yield gr.skip(), *silent, gr.skip()  # a generator that yields nothing would empty what is shown
+        yield "", *silent, gr.skip(), gr.skip()  # a generator that yields nothing would empty what is shown
         return
     if not prompts:
-        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked
+        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked, gr.skip()
         return
     compare.check_prompts(prompts)
     mine = gates_of(session, shown)
     found = store.entry(mine.key)
+    if mine.base != session.base:
+        line = f"These gates need the base {found.saved.base.id}: choose it in the Library to see what they choose."
+        yield fragments.subtle(line), *silent, asked, gr.skip()
+        return
     mask = gating.checked_mask(found, masked)
     coming = loading(session.base)
     for _ in coming.watch():
-        yield compare.awaited(coming), *silent, gr.skip()
-    given = (session, mine, found, mask, prompts, view)
+        yield compare.awaited(coming), *silent, gr.skip(), gr.skip()
+    ticket = _ticket(request)
+    stop = stop_of(ticket)
+    stop.clear()  # one that came after the end of what it was for
+    given = (session, mine, found, mask, prompts, view, stop)
     if coming.base().info.kind == kinds.IMAGE:
         states = choosing.drawn(*given, read(steps, None, str(int(seed or 0)), "", "", ""))
     else:
         states = choosing.written(*given)
-    for line, plots, answers in states:
-        yield line, *plots, answers, gr.skip()
-    yield "", *plots, answers, asked  # shown once more: of two values that come at once the page may lose a plot
+    try:
+        for line, plots, answers in states:
+            yield line, *plots, answers, gr.skip(), busy
+    finally:
+        forget(ticket)
+    yield (
+        line,
+        *plots,
+        answers,
+        asked,
+        idle,
+    )  # shown once more: of two values that come at once the page may lose a plot
+
+
+def _ticket(request: gr.Request) -> str:
+    return f"look {request.session_hash}"
+
+
+def stopping(request: gr.Request) -> None:
+    """Let what the gates choose end where it is; it says so itself."""
+    stop_of(_ticket(request)).set()
+
+
+def failed() -> tuple[Any, ...]:
+    """Set line and button back after an error."""
+    return "", gr.Button(visible=False)
 
 
 def turn(session: Session) -> Any:
@@ -226,19 +261,22 @@ def wire(tab: GateTab, session: gr.State, selected: Any, settled: Sequence[Any])
     asked = [session, *tab.asked]
     prompts = [tab.prompt, tab.other]
     entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **private)
-    entered.then(look, asked, tab.pictures, **model)
     trained = training.wire(tab.train, session, entered, settled)
     for listen in (session.change, *(event.then for event in (entered, *settled))):
         listen(turn, [session], [tab.painting], **private)
     trained.success(finish, [session, tab.train.made], [session, tab.shown], **quick)
     offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
     changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **private)
-    changed.then(look, asked, tab.pictures, **model)
     chosen = tab.shown.input(refresh, [session, tab.shown, tab.masks], offered, **private)
-    chosen.then(look, asked, tab.pictures, **model)
-    showing = [tab.look.click, tab.prompt.submit, tab.other.submit, tab.view.input, tab.masks.input]
-    showing += [tab.steps.release, tab.seed.submit]
-    gr.on(showing, look, asked, tab.pictures, trigger_mode="always_last", **model)
+    # Asked for outright, the same is shown anew. Otherwise it is not: what waits behind a look that is stopped would begin again.
+    outright = gr.on([tab.look.click, tab.prompt.submit, tab.other.submit], lambda: None, None, [tab.seen], **private)
+    changes = [tab.view.input, tab.masks.input, tab.steps.release, tab.seed.submit]
+    last = {"trigger_mode": "always_last"}
+    looked: list[Callable[..., Any]] = [entered.then, changed.then, chosen.then, partial(outright.then, **last)]
+    for listen in (*looked, partial(gr.on, changes, **last)):
+        listen(look, asked, tab.pictures, **model).failure(failed, None, [tab.progress, tab.stop], **private)
+        queueing.follow(listen, "model", tab.progress)
+    tab.stop.click(stopping, None, None, **private)
     tab.masks.change(offer_mask, [tab.masks], [tab.keep], **private)
     tab.keep.click(keep, [session, tab.shown, tab.masks], [session], **quick)
     for added in adding.wire(tab.add, session):

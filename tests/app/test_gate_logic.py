@@ -79,6 +79,7 @@ def values(file: Path | None = None, tasks: tuple[str, ...] = (), **changed: Any
 
 
 SHORT = {"steps": 3, "batch": 2, "calibration": 2, "lr": 0.01}
+VISITOR = gr.Request(session_hash="visitor")
 
 
 def trained(session: Session, file: Path, **changed: Any) -> list[tuple]:
@@ -216,7 +217,9 @@ def test_gates_of_another_base_are_no_variant(session: Session) -> None:
 
 def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -> None:
     session, (first, second) = session.gate(mine), mine.experts
-    states = list(gate.look(session, True, None, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0))
+    states = list(
+        gate.look(session, True, None, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0, VISITOR)
+    )
     shown = [state[1:5] for state in states if isinstance(state[1], gr.Plot)]
     assert len(shown) == 1
     plots, steps = [shown[0][:2]], shown[0][2:]
@@ -226,13 +229,32 @@ def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -
     assert "With all" in answers
     assert f"Without {library.entry(first).title}" in answers
     seen = states[-1][6]
-    again = list(gate.look(session, True, seen, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0))
+    again = list(
+        gate.look(session, True, seen, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0, VISITOR)
+    )
     assert [len(step) for step in again] == [len(states[-1])], (
         "yields, since one that yields nothing empties what is shown"
     )
-    assert all(part == gr.skip() for step in again for part in step)
+    assert all(part == gr.skip() for step in again for part in step[1:])
     with pytest.raises(gr.Error, match="everything is masked"):
-        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 0))
+        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 0, VISITOR))
+
+
+def test_a_look_stops_where_it_is_and_may_be_asked_for_again(session: Session, mine: Gating) -> None:
+    given = (session.gate(mine), True, None, mine.key, "what is one?", "", choosing.BESIDE, [], 2, 0)
+    gate.stopping(VISITOR)  # too late for what it was meant for: it stops nothing that comes after
+    looking, states = gate.look(*given, VISITOR), []
+    for state in looking:
+        states.append(state)
+        if isinstance(state[5], str):  # the first tokens are there
+            gate.stopping(VISITOR)
+    whole = list(gate.look(*given, VISITOR))
+    assert "Stopped." in states[-1][0]
+    assert "Stopped." not in whole[-1][0]
+    assert len(states) < len(whole)
+    assert [states[-1][6] is None, states[-1][7].visible] == [False, False], "it does not begin again by itself"
+    assert [whole[-1][6] is None, whole[-1][7].visible] == [False, False]
+    assert all(state[7].visible for state in states[:-1])
 
 
 def test_a_mask_joins_the_variants(session: Session, mine: Gating) -> None:
@@ -281,9 +303,10 @@ def test_gates_of_another_base_say_so_when_added(session: Session, mine: Gating,
     elsewhere = Session("other", session.picks, added=session.added)
     _, made = adding.admit(elsewhere, (mine.key, ()))
     assert made.base == "tiny"
-    states = gate.look(session.gate(mine), True, None, mine.key, "a", "", choosing.BESIDE, [], 2, 0)
+    (state,) = gate.look(elsewhere.gate(made), True, None, mine.key, "a", "", choosing.BESIDE, [], 2, 0, VISITOR)
+    assert "These gates need the base tiny" in state[0]
     with pytest.raises(gr.Error, match="was trained on the base tiny"):
-        list(states)
+        list(gate.look(session.gate(made), True, None, mine.key, "a", "", choosing.BESIDE, [], 2, 0, VISITOR))
 
 
 @pytest.mark.parametrize(

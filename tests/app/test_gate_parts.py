@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends import gates as store
-from components import figures, work
+from components import figures, kinds, work
 from components.compare import comparison
 from components.gate import choosing, gate_figures, gating, training
 from components.gate import tab as gate
@@ -20,6 +21,7 @@ from lego import AdapterError
 from mole.gate import GateConfig
 from mole.live import Weighting
 from mole.train import TrainConfig
+from tests.app.test_gate_logic import VISITOR
 
 
 def test_every_setting_has_a_control_or_a_reason() -> None:
@@ -44,13 +46,20 @@ def test_the_page_opens_with_the_gates_that_ship() -> None:
     assert {made.key for made in opened.gates} == {found.key for found in store.builtin()}
 
 
+def test_gates_that_ship_are_offered_on_their_base_alone() -> None:
+    (shipped,) = store.builtin()
+    opened = shelf.start_session(shipped.saved.base.id)
+    assert [made.key for made in kinds.own(opened).gates] == [shipped.key]
+    assert kinds.own(replace(opened, base="a-lab/another")).gates == ()
+
+
 def test_without_gates_the_tab_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(store, "ASSETS", dict.fromkeys(store.ASSETS, tmp_path))
     opened = shelf.start_session("base")
     assert opened.gates == ()
     assert "No trained gates yet" in gate.refresh(opened, None, [])[1]
-    looked = gate.look(opened, True, None, None, "a", "", choosing.BESIDE, [], 2, 0)
-    assert all(part == gr.skip() for step in looked for part in step)
+    looked = gate.look(opened, True, None, None, "a", "", choosing.BESIDE, [], 2, 0, VISITOR)
+    assert all(part == gr.skip() for step in looked for part in step[1:])
 
 
 def test_an_export_names_gates_and_mask() -> None:

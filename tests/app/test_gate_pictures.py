@@ -29,7 +29,7 @@ from components.session.state import Gating, Pick, Session, columns
 from lego import AdapterError
 from mole.gate import GateConfig
 from mole.train import TrainConfig
-from tests.app.test_gate_logic import Ready, cells
+from tests.app.test_gate_logic import VISITOR, Ready, cells
 from tests.tiny_pipelines import tiny_folder, write_lora
 
 CAPTIONS = ("a red hat", "a cat", "a blue hat", "a dog")
@@ -288,7 +288,7 @@ def test_a_prompt_is_drawn_masked_and_shown_step_by_step(
     session: Session, mine: Gating, loaded: ImageBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, (first, second) = session.gate(mine), mine.experts
-    states = list(gate.look(session, True, None, mine.key, "a cat", "a hat", choosing.BESIDE, [first], 2, 5))
+    states = list(gate.look(session, True, None, mine.key, "a cat", "a hat", choosing.BESIDE, [first], 2, 5, VISITOR))
     shown = [state[1:5] for state in states if isinstance(state[1], gr.Plot)]
     assert len(shown) == 2, "once they are known, and with the last line"
     for plot in shown[0][:2]:
@@ -309,16 +309,32 @@ def test_a_prompt_is_drawn_masked_and_shown_step_by_step(
 
     # Another view of the same draws nothing anew; the same view does nothing.
     seen = states[-1][6]
-    again = gate.look(session, True, seen, mine.key, "a cat", "a hat", choosing.BESIDE, [first], 2, 5)
-    assert all(part == gr.skip() for step in again for part in step)
+    again = gate.look(session, True, seen, mine.key, "a cat", "a hat", choosing.BESIDE, [first], 2, 5, VISITOR)
+    assert all(part == gr.skip() for step in again for part in step[1:])
     monkeypatch.setattr(choosing, "draw", None)
-    again = list(gate.look(session, True, seen, mine.key, "a cat", "a hat", choosing.DIFFERENCE, [first], 2, 5))
+    again = list(
+        gate.look(session, True, seen, mine.key, "a cat", "a hat", choosing.DIFFERENCE, [first], 2, 5, VISITOR)
+    )
     maps, none, course, _ = next(state[1:5] for state in again if isinstance(state[1], gr.Plot))
     assert (maps.visible, none.visible, course.visible) == (True, False, True)
     with pytest.raises(gr.Error, match="everything is masked"):
-        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 5))
+        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [first, second], 2, 5, VISITOR))
     with pytest.raises(gr.Error, match="steps must be a number from 1 to 150"):
-        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [], 999, 5))
+        list(gate.look(session, True, None, mine.key, "a", "", choosing.BESIDE, [], 999, 5, VISITOR))
+
+
+def test_drawing_what_the_gates_choose_stops_where_it_is(session: Session, mine: Gating) -> None:
+    given = (session.gate(mine), True, None, mine.key, "a cat", "", choosing.BESIDE, [], 9, 5)
+    looking = gate.look(*given, VISITOR)
+    lines = [next(looking)[0]]
+    gate.stopping(VISITOR)
+    *rest, last = looking
+    lines += [state[0] for state in rest]
+    assert max(int(step) for line in lines for step in re.findall(r"step (\d+) of 9", line)) < 3
+    assert "Stopped." in last[0]
+    assert (last[6] is None, last[7].visible) == (False, False), "it does not begin again by itself"
+    whole = list(gate.look(*given, VISITOR))
+    assert whole[-1][6] is not None, "drawn anew, and to the end"
 
 
 def test_the_command_lines_choices_are_means_over_the_steps(session: Session, mine: Gating, loaded: ImageBase) -> None:

@@ -125,3 +125,26 @@ def test_stop_keeps_what_was_learned_and_nothing_overflows_on_a_phone(opened: Op
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
     drawn(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_stop_ends_what_the_gates_draw_and_it_may_be_asked_for_again(opened: Opened) -> None:
+    """The built-in model's gates: their pictures stop where they are, stay, and come when asked for again."""
+    page = opened()
+    page.get_by_role("button", name="Try it with pictures").click()
+    expect(page.get_by_text("Computed ahead.")).to_be_visible()
+    tab(page, "Gate")
+    grid = drawn(page, 2)
+    page.get_by_role("spinbutton", name=re.compile("Steps of the pictures")).fill("150")
+    page.get_by_role("button", name="Show choices").click()
+    expect(page.get_by_text(re.compile(r"^step \d+ of 150$"))).to_be_visible()
+    stop = page.get_by_role("button", name="Stop looking")
+    stop.click()
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(stop).to_be_hidden()
+    expect(grid.locator("img")).to_have_count(2)
+    page.wait_for_timeout(1500)
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    page.get_by_role("spinbutton", name=re.compile("Steps of the pictures")).fill("3")
+    page.get_by_role("button", name="Show choices").click()
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_hidden()
+    expect(page.locator("#course .xtick")).to_have_text(["1", "2", "3"])
