@@ -62,7 +62,7 @@ def create() -> Header:
     with gr.Row(elem_classes="by-top"):
         with gr.Column(scale=1, min_width=280, elem_classes="by-tight"):
             status = gr.HTML(_status("loading", "Base model", "starting"), label="Base model state")
-            strip = gr.HTML(label="What is picked")
+            strip = gr.HTML(label="What is picked", elem_classes="by-picked")
         with gr.Column(scale=0, min_width=352, elem_classes="by-tight"), gr.Row(elem_classes="by-ways"):
             again = gr.Button("Try again", visible=False, min_width=110)
             other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=160)

@@ -113,7 +113,7 @@ def create() -> CompareTab:
                 info = "Raw continues the text."
                 form = gr.Radio(["chat", "raw"], value="chat", label="Prompt format", info=info, min_width=200)
         draw = drawing.create()
-    with gr.Row(elem_classes="by-actions"):
+    with gr.Row(elem_classes="by-actions by-launch"):
         run_button = gr.Button("Compare", variant="primary", scale=0, min_width=150)
         stop = gr.Button("Stop comparing", visible=False, scale=0, min_width=170)
         bare: dict[str, Any] = {"container": False, "scale": 0, "min_width": 190, "elem_classes": "by-bare"}

@@ -76,15 +76,15 @@ def create() -> MapTab:
             colour = gr.Radio(colourings, value="adapter", label="Colour by", min_width=300, scale=7)
             projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
             k = Within(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
-        note = gr.HTML(fragments.progress("Reading bricks", None))
+        note = gr.HTML(fragments.progress("Reading bricks", None), elem_classes="by-said")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 plot = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
             with gr.Column(scale=2, min_width=300):
                 view = gr.Dropdown(list(views.VIEWS), value=next(iter(views.VIEWS)), label="View", filterable=False)
-                title = gr.HTML()
+                title = gr.HTML(elem_id="view-title")
                 chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
-        strip = gr.HTML(label="Layers")
+        strip = gr.HTML(label="Layers", elem_id="layers")
         brick_box, try_box = bricks.create(), trying.create()
         pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160, elem_classes="by-alone")
         details = gr.HTML(label="Details of the brick")

@@ -87,11 +87,13 @@ def opened(browser: Browser, url: str, watch: Watch) -> Iterator[Any]:
     """Opens the page in a browser context of its own and waits for the first map."""
     contexts: list[BrowserContext] = []
 
-    def open_page(address: str = url, hints: bool = False, **options: Any) -> Page:
+    def open_page(address: str = url, hints: bool = False, script: str = "", **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
         contexts.append(context)
         if not hints:
             context.add_init_script(f"localStorage.setItem({KEPT!r}, 'shown')")
+        if script:
+            context.add_init_script(script)
         context.set_default_timeout(180_000)
         page = watch.attach(context.new_page())
         page.goto(address)
