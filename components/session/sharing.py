@@ -24,18 +24,24 @@ from lego import AdapterError
 KEPT, RUN = "session", "compare"
 """What an address begins with after its #: a session, or one that is to be compared at once."""
 
-READ = "() => [location.hash.slice(1)]"
-WRITE = f"""(link) => {{
-  const held = history.state;
-  history.replaceState(held, '', link ? `#{KEPT}=${{link}}` : location.pathname + location.search);
+READ = f"""() => {{
+  const address = location.hash.slice(1);
+  window.brickyardOpens = /^({KEPT}|{RUN})=/.test(address); // it stands until its session is there
+  return [address];
 }}"""
+WRITE = f"""(link) => {{
+  if (window.brickyardOpens) return;
+  history.replaceState(history.state, '', link ? `#{KEPT}=${{link}}` : location.pathname + location.search);
+}}"""
+ARRIVED = f"(link) => {{ window.brickyardOpens = false; ({WRITE})(link); }}"
+FAILED = "() => { window.brickyardOpens = false; }"
 COPY = f"""async (link) => {{
   if (!link) return;
   const address = `${{location.origin}}${{location.pathname}}${{location.search}}#{RUN}=${{link}}`;
   try {{ await navigator.clipboard.writeText(address); }} catch {{ window.prompt('Copy this address', address); }}
 }}"""
 
-RESTARTED = """
+OPEN = """
 // Another app answers at this address: this page's session is gone there, and comes back from the address.
 const {root, api_prefix, app_id} = window.gradio_config;
 const look = async () => {
@@ -45,6 +51,8 @@ const look = async () => {
 };
 setInterval(look, 5000);
 document.addEventListener('visibilitychange', look);
+// An address that is put into a page which is open already: the browser alone would do nothing.
+window.addEventListener('hashchange', () => location.reload());
 """
 
 
@@ -68,7 +76,7 @@ def create() -> ShareBox:
     link, shared = gr.Textbox(label="Session as an address", **held), gr.Textbox(label="Address to copy", **held)
     copy = gr.Button("Copy link", size="sm", min_width=90, scale=0)
     make = gr.Button("Save session", size="sm", min_width=110, scale=0)
-    gr.HTML("<span hidden></span>", js_on_load=RESTARTED, visible="hidden")
+    gr.HTML("<span hidden></span>", js_on_load=OPEN, visible="hidden")
     save = gr.DownloadButton("session.yaml", size="sm", min_width=110, scale=0, visible=False)
     return ShareBox(link, shared, copy, make, save, gr.State(""), gr.State(None), gr.State(None))
 
@@ -167,6 +175,8 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, bas
     filled = [*outputs(tab, session, known, base), box.asked]
     brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
     brought.failure(cleared, None, [tab.progress], **private)
+    brought.failure(None, None, None, js=FAILED, **private)
+    brought.success(link_of, given, [box.link], **private).then(None, [box.link], None, js=ARRIVED, **private)
     changes = [session.change, tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
     gr.on(changes, link_of, given, [box.link], **private)
     box.link.change(None, [box.link], None, js=WRITE, **private)

@@ -15,6 +15,11 @@ from tests.browser.test_main_job import tab
 from tests.browser.test_pictures import download, drop
 
 Opened = Callable[..., Page]
+ADDRESSES = """
+window.addresses = [];
+const replace = history.replaceState.bind(history);
+history.replaceState = (state, unused, address) => { window.addresses.push(String(address)); replace(state, unused, address); };
+"""
 PROMPT = "What is the past tense of 'carry'? Answer with one word."
 
 
@@ -112,11 +117,20 @@ def test_an_address_opens_the_same_session_elsewhere(opened: Opened, browser: Br
     assert len(address) < 4000
     picked = page.get_by_role("group", name="Picked").inner_text()
 
-    other = opened(address)
+    other = opened(address, script=ADDRESSES)
     expect(other.get_by_text(re.compile(r"\d variants × 1 prompt in"))).to_be_visible(timeout=240_000)
     assert other.get_by_label("Prompts").input_value() == PROMPT
     assert other.locator(".by-columns .by-text").all_inner_texts() == texts
     assert other.get_by_role("group", name="Picked").inner_text() == picked
+    expect(other).to_have_url(re.compile("#session="))
+    assert other.evaluate("[...new Set(window.addresses)]") == [f"#{other.url.split('#')[1]}"], "no other in between"
+
+    already = browser.new_context().new_page()  # unwatched: what was on its way when it opens anew is broken off
+    already.goto(address.split("#")[0])
+    expect(already.get_by_role("group", name="Picked")).to_contain_text("LoRA-LEGO")
+    already.evaluate("(hash) => { location.hash = hash; }", address.split("#")[1])
+    expect(already.get_by_role("group", name="Picked")).to_contain_text("0.5")
+    already.context.close()
 
     page.get_by_role("button", name="Make a report").click()
     report = download(page, "Report (HTML)", tmp_path / "report.html")
