@@ -6,7 +6,7 @@ VENV   ?= .venv
 # First and pinned, so that no later package decides which build of torch comes.
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py main_job.py)
+FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py gate.py main_job.py)
 
 .PHONY: app test browser check bench chromium base clean
 

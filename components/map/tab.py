@@ -75,12 +75,12 @@ def create() -> MapTab:
             colourings = list(unit_figures.COLOURINGS)
             colour = gr.Radio(colourings, value="adapter", label="Colour by", min_width=300, scale=7)
             projection = gr.Radio(["PCA", "UMAP"], value="PCA", label="Projection", min_width=170, scale=3)
-            k = Within(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3)
+            k = Within(0, 32, value=0, step=1, label="Clusters (k)", min_width=180, scale=3, elem_id="map-k")
         note = gr.HTML(fragments.progress("Reading bricks", None), elem_classes="by-said")
         with gr.Row():
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=320, elem_classes="by-figures"):
                 plot = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_classes="by-figures"):
                 view = gr.Dropdown(list(views.VIEWS), value=next(iter(views.VIEWS)), label="View", filterable=False)
                 title = gr.HTML(elem_id="view-title")
                 chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
