@@ -32,7 +32,7 @@ from mole.recipe import GateRecipe
 
 LORAS = ("kind", "past-tense", "language")
 ROWS, STEPS, TOKENS, BATCH = 50, 30, 32, 16
-RATES = (1e-4, 1e-3, 3e-3)
+RATES = (1e-4, 1e-3, 3e-3, 1e-2)
 PROMPT = "Write a short story about a lighthouse keeper and the sea."
 
 Result = dict[str, float]

@@ -201,13 +201,8 @@ def look(
             yield line, *plots, answers, gr.skip(), busy
     finally:
         forget(ticket)
-    yield (
-        line,
-        *plots,
-        answers,
-        asked,
-        idle,
-    )  # shown once more: of two values that come at once the page may lose a plot
+    # Shown once more: of two values that come at once the page may lose a plot.
+    yield line, *plots, answers, asked, idle
 
 
 def _ticket(request: gr.Request) -> str:
