@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -19,6 +20,7 @@ from backends.text import Sampling, generate
 from components import fragments
 from components.compare import comparison, drawing, gallery, pictures
 from components.compare import tab as compare
+from components.compare.running import Progress
 from components.gate import gate_figures, gating
 from components.library.shelf import shelf
 from components.session.state import Column, Gating, Session, without
@@ -40,8 +42,30 @@ Shown = tuple[str, tuple[Any, ...], Any]
 """What is told, the four plots, the answers."""
 
 
-def columns(session: Session, mine: Gating, mask: tuple[str, ...]) -> list[Column]:
+@dataclass(frozen=True)
+class Asked:
+    """What is to be shown, of which gates.
+
+    Attributes:
+        session, gating, found: whose LoRAs and gates.
+        mask: LoRAs that the gates may not use.
+        prompts: one, or two.
+        view: `BESIDE` or `DIFFERENCE`.
+        stop: ends it where it is.
+    """
+
+    session: Session
+    gating: Gating
+    found: GateEntry
+    mask: tuple[str, ...]
+    prompts: list[str]
+    view: str
+    stop: threading.Event
+
+
+def columns(asked: Asked) -> list[Column]:
     """The gates with all their LoRAs, and without the masked ones beside them."""
+    session, mine, mask = asked.session, asked.gating, asked.mask
     shown = [Column("all", WHOLE, mine.weighting(), session.slots(mine.experts))]
     if mask:
         kept = tuple(key for key in mine.experts if key not in mask)
@@ -50,56 +74,39 @@ def columns(session: Session, mine: Gating, mask: tuple[str, ...]) -> list[Colum
     return shown
 
 
-def written(
-    session: Session,
-    mine: Gating,
-    found: GateEntry,
-    mask: tuple[str, ...],
-    prompts: list[str],
-    view: str,
-    stop: threading.Event,
-) -> Iterator[Shown]:
+def written(asked: Asked) -> Iterator[Shown]:
     """On a base that writes: what the gates chose for the prompts, then the answers as they grow, in one batch."""
+    session, prompts = asked.session, asked.prompts
     base, chat = loading(session.base).base(), chats(session)
     yield fragments.progress("Asking the gates", None), NOTHING, gr.skip()
-    chosen = choices(base, found, prompts, mask, chat).choices.numpy()
-    shown, wanted = columns(session, mine, mask), Sampling(max_new_tokens=ANSWER, chat=chat)
-    yield "", plots(session, found, prompts, view, shown, chosen), gr.skip()
-    answers = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted))
+    chosen = choices(base, asked.found, prompts, asked.mask, chat).choices.numpy()
+    shown, wanted = columns(asked), Sampling(max_new_tokens=ANSWER, chat=chat)
+    yield "", plots(asked, shown, chosen), gr.skip()
+    answers, far = comparison.begin(session.base, shown, prompts, compare.settings_of(wanted)), Progress(ANSWER)
     for grid in generate(base, [column.variant for column in shown], prompts, wanted):
         answers = answers.filled(grid)
         longest = max(max(row) for row in grid.tokens)
-        line = fragments.progress(f"token {longest} of at most {ANSWER}", longest / ANSWER)
+        line = far.line(f"token {longest} of at most {ANSWER}", longest)
         yield line, NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
-        if stop.is_set():
+        if asked.stop.is_set():
             break
-    yield STOPPED if stop.is_set() else "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
+    yield STOPPED if asked.stop.is_set() else "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
 
 
-def drawn(
-    session: Session,
-    mine: Gating,
-    found: GateEntry,
-    mask: tuple[str, ...],
-    prompts: list[str],
-    view: str,
-    stop: threading.Event,
-    wanted: Drawing,
-) -> Iterator[Shown]:
+def drawn(asked: Asked, wanted: Drawing) -> Iterator[Shown]:
     """On a base that draws: pictures from the same noise step by step, then what the gates chose on the way."""
-    shown = columns(session, mine, mask)
-    answers = gallery.begin(session.base, shown, prompts, wanted.seeds, drawing.settings_of(wanted))
-    for sheet in sheets(session.base, shown, prompts, wanted):
+    base, shown, far = asked.session.base, columns(asked), Progress(wanted.steps)
+    answers = gallery.begin(base, shown, asked.prompts, wanted.seeds, drawing.settings_of(wanted))
+    for sheet in sheets(base, shown, asked.prompts, wanted):
         answers = drawing.filled(answers, sheet)
-        step = f"step {sheet.step} of {sheet.steps}"
-        line = "" if sheet.finished else fragments.progress(step, sheet.step / max(1, sheet.steps))
+        line = "" if sheet.finished else far.line(f"step {sheet.step} of {sheet.steps}", sheet.step)
         yield line, NOTHING, pictures.draw(answers, running=not sheet.finished)
-        if stop.is_set() and not sheet.finished:
+        if asked.stop.is_set() and not sheet.finished:
             yield STOPPED, NOTHING, pictures.draw(answers)
             return
     courses = [row[0] for row in sheet.courses[-1]]
     steps = np.stack([course.choices[:, :, 0].numpy() for course in courses if course], axis=2)
-    yield "", plots(session, found, prompts, view, shown, steps.mean(axis=0), steps), pictures.draw(answers)
+    yield "", plots(asked, shown, steps.mean(axis=0), steps), pictures.draw(answers)
 
 
 def sheets(base: str, shown: Sequence[Column], prompts: list[str], wanted: Drawing) -> Iterator[Sheet]:
@@ -126,36 +133,28 @@ def chats(session: Session) -> bool:
 
 
 def plots(
-    session: Session,
-    found: GateEntry,
-    prompts: Sequence[str],
-    view: str,
-    shown: Sequence[Column],
-    chosen: np.ndarray,
-    steps: np.ndarray | None = None,
+    asked: Asked, shown: Sequence[Column], chosen: np.ndarray, steps: np.ndarray | None = None
 ) -> tuple[Any, Any, Any, Any]:
     """The heat maps of each prompt, or of how they differ, and below them the same step by step.
 
     Args:
-        session, found: whose LoRAs and gates.
-        prompts: one, or two.
-        view: `BESIDE` or `DIFFERENCE`.
+        asked: the prompts, and how they are shown.
         shown: the last one is what chose.
         chosen: (gates, prompts, LoRAs).
         steps: of a base that draws, (steps, gates, prompts, LoRAs).
     """
-    rows = [gating.place_of(site.name) for site in found.saved.sites]
-    groups = gating.groups_of(session, gating.columns_of(found), shelf(session))
+    rows = [gating.place_of(site.name) for site in asked.found.saved.sites]
+    groups = gating.groups_of(asked.session, gating.columns_of(asked.found), shelf(asked.session))
     made: list[Any] = [None] * 4
     masked = f"<br>{escape(shown[-1].name)}" if len(shown) > 1 else ""
-    if len(prompts) > 1 and view == DIFFERENCE:
+    if len(asked.prompts) > 1 and asked.view == DIFFERENCE:
         title = f"Other prompt less the first: how each gate's trust moves{masked}"
         made[0] = gate_figures.gate_changes(rows, groups, chosen[:, 1] - chosen[:, 0], title)
         if steps is not None:
             moved = steps[:, :, 1] - steps[:, :, 0]
             made[2] = gate_figures.gate_course_changes(rows, groups, moved, "The same step by step")
     else:
-        for number, text in enumerate(prompts):
+        for number, text in enumerate(asked.prompts):
             line = " ".join(text.split())
             title = escape(line if len(line) <= 48 else f"{line[:47]}…")
             made[number] = gate_figures.gate_map(rows, groups, chosen[:, number], title + masked)

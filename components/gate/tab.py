@@ -191,11 +191,11 @@ def look(
     ticket = _ticket(request)
     stop = stop_of(ticket)
     stop.clear()  # one that came after the end of what it was for
-    given = (session, mine, found, mask, prompts, view, stop)
+    given = choosing.Asked(session, mine, found, mask, prompts, view, stop)
     if coming.base().info.kind == kinds.IMAGE:
-        states = choosing.drawn(*given, read(steps, None, str(int(seed or 0)), "", "", ""))
+        states = choosing.drawn(given, read(steps, None, str(int(seed or 0)), "", "", ""))
     else:
-        states = choosing.written(*given)
+        states = choosing.written(given)
     try:
         for line, plots, answers in states:
             yield line, *plots, answers, gr.skip(), busy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -348,9 +349,10 @@ def test_local_folders_of_gates_are_closed_on_a_space(session: Session, monkeypa
 
 def test_the_difference_is_the_other_prompt_less_the_first(session: Session, mine: Gating) -> None:
     chosen = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]])
-    found = store.entry(mine.key)
-    shown = choosing.columns(session, mine, mine.experts[:1])
-    plot, *hidden = choosing.plots(session.gate(mine), found, ["one", "two"], choosing.DIFFERENCE, shown, chosen)
+    mask, prompts, view = mine.experts[:1], ["one", "two"], choosing.DIFFERENCE
+    asked = choosing.Asked(session.gate(mine), mine, store.entry(mine.key), mask, prompts, view, threading.Event())
+    shown = choosing.columns(asked)
+    plot, *hidden = choosing.plots(asked, shown, chosen)
     assert json.loads(plot.value["plot"])["layout"]["xaxis"]["title"]["text"].endswith(f"<br>{shown[-1].name}")
     np.testing.assert_allclose(cells(plot), [[-0.7, 0.7], [0, 0]], atol=1e-12)
     assert not any(other.visible for other in hidden)

@@ -136,7 +136,7 @@ def test_stop_ends_what_the_gates_draw_and_it_may_be_asked_for_again(opened: Ope
     grid = drawn(page, 2)
     page.get_by_role("spinbutton", name=re.compile("Steps of the pictures")).fill("150")
     page.get_by_role("button", name="Show choices").click()
-    expect(page.get_by_text(re.compile(r"^step \d+ of 150$"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^step \d+ of 150, about .* left$"))).to_be_visible()
     stop = page.get_by_role("button", name="Stop looking")
     stop.click()
     expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
