@@ -18,6 +18,7 @@ from tests.serving import fresh_home, served
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
 expect.set_options(timeout=90_000)  # a busy machine is slow, not wrong
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+CLOSED = ("signal is aborted", "Connection errored out")  # what Gradio's client says when it closes its own stream
 
 
 def chromium(playwright: Playwright) -> str:
@@ -66,6 +67,12 @@ class Watch:
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         page.on("request", lambda request: self.request(request.url))
         return page
+
+    def reload(self, page: Page) -> None:
+        """Load a page again. What still ran there is broken off by Gradio's client as the page goes: no error."""
+        before = len(self.errors)
+        page.reload()
+        self.errors[before:] = [error for error in self.errors[before:] if not any(told in error for told in CLOSED)]
 
     def request(self, url: str) -> None:
         """Note a request that does not stay on this machine."""

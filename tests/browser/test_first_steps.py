@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from components.glossary import LEADS, WORDS
 from components.hints import STEPS
+from tests.browser.conftest import Watch
 from tests.browser.test_main_job import tab
 
 Opened = Callable[..., Page]
@@ -20,7 +21,7 @@ COMPLAINTS = """() => {
 }"""
 
 
-def test_hints_lead_through_the_tabs_once(opened: Opened) -> None:
+def test_hints_lead_through_the_tabs_once(opened: Opened, watch: Watch) -> None:
     page = opened(hints=True)
     card = page.get_by_role("region", name="First steps")
     for number, (name, heading, told) in enumerate(STEPS, start=1):
@@ -30,7 +31,7 @@ def test_hints_lead_through_the_tabs_once(opened: Opened) -> None:
         expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
         card.get_by_role("button", name="Done" if number == len(STEPS) else "Next").click()
     expect(card).to_be_hidden()
-    page.reload()
+    watch.reload(page)
     page.get_by_role("group", name="Picked").get_by_text("LoRA-LEGO").wait_for()
     expect(card).to_be_hidden()
     page.get_by_role("button", name="Show the first steps").click()
