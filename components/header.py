@@ -10,9 +10,8 @@ from typing import Any
 import gradio as gr
 
 from backends import bases
-from components import fragments, kinds, stoppable
-from components.compare import drawing, examples
-from components.compare import tab as compare
+from components import fragments, kinds
+from components.compare import comparing, examples
 from components.library import cards
 from components.library.shelf import on_base, shelf
 from components.merge import making
@@ -80,16 +79,15 @@ def offer(session: Session) -> Any:
 
 
 @told
-def switch(session: Session) -> tuple[Any, ...]:
-    """The other built-in base with adapters picked and merged as on the first page; its id, prompts that fit, the usual variants,
-    and the settings of drawing that suit it.
+def switch(session: Session, *axes: str | None) -> tuple[Any, ...]:
+    """The other built-in base with adapters picked and merged as on the first page; its id, prompts that fit, and what follows on
+    the tab Compare, whose ``axes`` stay where it has them too.
     """
     base = bases.BUILTIN if kinds.of_base(session.base) == kinds.IMAGE else bases.IMAGE
     session = on_base(session, base)
     if len(session.picks) > 1 and not kinds.own(session).merges:
         session = session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
-    suited = drawing.suit(base, None)
-    return session, base, examples.first(session), *compare.refresh(session, [], None), *suited
+    return session, base, examples.first(session), *comparing.follow(session, None, [], None, *axes)
 
 
 def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:
@@ -163,8 +161,3 @@ def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML)
     for event in settled:
         event.then(cards.draw, [session], [cards_shown], **private)
     return settled
-
-
-def show_comparison() -> tuple[Any, ...]:
-    """Go to the tab where the comparison runs, and say that it is about to."""
-    return gr.Tabs(selected="compare"), *stoppable.waiting()

@@ -60,22 +60,19 @@ def build() -> gr.Blocks:
         based = library.wire(library_tab, session, token)
         map.wire(map_tab, session, compare_tab.settings, merge_tab.shown)
         merge.wire(merge_tab, session)
-        waiting = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
-        ready = [session, library_tab.base, compare_tab.prompts, compare_tab.variants, known, *compare_tab.draw.own]
-        switched = top.other.click(header.switch, [session], ready, **SESSION)
+        other = [session, library_tab.base, compare_tab.prompts, *compare_tab.following(known)]
+        switched = top.other.click(header.switch, [session, *compare_tab.axes.offered], other, **SESSION)
         restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
-        asked = [top.compare.click(header.show_comparison, None, waiting, **PRIVATE)]
-        asked += [event.success(header.show_comparison, None, waiting, **PRIVATE) for event in (switched, restored)]
+        asked = [top.compare.click, switched.success, restored.success, shared.asked.change]
         scoring.wire(score_box, session, compare_tab.variants, compare_tab.found, compare_tab.scores)
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
         ready = merge.wire_first(merge_tab, opened, session)
         moved = history.wire(past, session, library_tab.base, compare_tab, known, ready, SESSION)
         brought = sharing.wire(shared, compare_tab, session, known, library_tab.base, ready)
-        asked.append(shared.asked.change(header.show_comparison, None, waiting, **PRIVATE))
         settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         gate.wire(gate_tab, session, gate_page.select, settled)
-        comparing.wire(compare_tab, session, known, asked, settled)
+        comparing.wire(compare_tab, session, known, asked, settled, tabs)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)

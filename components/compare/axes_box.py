@@ -36,6 +36,11 @@ class AxesBox:
         """What tells the axes, in order."""
         return [self.x, self.x_values, self.y, self.y_values, self.subject]
 
+    @property
+    def offered(self) -> list[Any]:
+        """What ``refresh`` takes and fills."""
+        return [self.x, self.y, self.subject]
+
 
 def create() -> AxesBox:
     """Lay the section out; nothing is wired yet."""

@@ -65,6 +65,12 @@ def expect(session: Session | None, *settings: Any) -> str:
     return fragments.subtle(f"{merges}{cells} ({running.counted(found)}){time}")
 
 
+def follow(session: Session, suited: str | None, chosen: list[str], known: Any, *axes: str | None) -> tuple[Any, ...]:
+    """What a session changes on the tab, in one message so that nothing jumps: variants, examples, axes, and the settings."""
+    offered = axes_box.refresh(session, *axes)
+    return *refresh(session, chosen, known), examples.draw(session), *offered, *turn(session, suited)
+
+
 @told
 def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tuple]:
     """Compare, once the base is there and it is known what it makes: texts or pictures."""
@@ -101,7 +107,8 @@ def at_once(session: Session, asked: int, suited: str | None, *settings: Any) ->
         planned = form.plan(session, draws)
         found = ahead.found(session, planned, form.wanted(draws))
     if found is None:
-        return *(gr.skip(),) * 9, asked + 1
+        line, *both = waiting()
+        return line, *(gr.skip(),) * 6, *both, asked + 1
     against = marked(planned, form.against)
     shown, line = redraw(found, against, None, form.scores), fragments.subtle(AHEAD)
     recipe = form.recipe(session, draws)
@@ -193,16 +200,22 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
 
-def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any]) -> None:
-    """Connect the tab's events; after each of ``asked`` a comparison starts as well, after ``settled`` the base is there."""
-    session.change(refresh, [session, tab.variants, known], [tab.variants, known], **PRIVATE)
-    session.change(examples.draw, [session], [tab.examples], **PRIVATE)
-    turned = [tab.writing, tab.draw.panel, tab.against, tab.save_json, tab.save_html, *tab.draw.own]
+def wire(
+    tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any], tabs: gr.Tabs
+) -> None:
+    """Connect the tab's events.
+
+    Args:
+        asked: the listeners of what asks for a comparison elsewhere, such as the header's button.
+        settled: the events after which the base is there.
+        tabs: show this one where a comparison was asked for.
+    """
+    given = [session, tab.draw.suited, tab.variants, known, *tab.axes.offered]
     for listen in (session.change, *(event.then for event in settled)):
-        listen(turn, [session, tab.draw.suited], turned, **PRIVATE)
+        listen(follow, given, tab.following(known), **PRIVATE)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
-    wire_runs(tab, session, asked)
+    wire_runs(tab, session, asked, tabs)
     blind.wire(tab.blind, {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"})
     told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
     changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
@@ -215,8 +228,6 @@ def wire(tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], 
 def wire_axes(tab: CompareTab, session: gr.State) -> None:
     """The section of the axes follows the session and its own choices."""
     axes = tab.axes
-    offered = [axes.x, axes.y, axes.subject]
-    session.change(axes_box.refresh, [session, *offered], offered, **PRIVATE)
     seen = [axes.panel, tab.variants, axes.subject]
     for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
         choice.input(axes_box.turn, [session, choice], [values], **PRIVATE)
@@ -224,7 +235,7 @@ def wire_axes(tab: CompareTab, session: gr.State) -> None:
     tab.mode.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
 
 
-def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
+def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tabs) -> None:
     """Compare, Stop, marks and exports."""
     model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
@@ -237,8 +248,9 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any]) -> None:
         queueing.follow(listen, "model", tab.progress)
     kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
-    for event in asked:
-        shown = event.then(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
+    for listen in asked:
+        shown = listen(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
+        shown.then(lambda: gr.Tabs(selected="compare"), None, [tabs], **PRIVATE)
         shown.success(exports, kept, files, **PRIVATE)
         shown.failure(ended, seen, after, **PRIVATE)
     for one in runs:

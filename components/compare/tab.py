@@ -83,6 +83,11 @@ class CompareTab:
         texts = [self.length, self.temperature, self.seed, self.format]
         return [self.prompts, self.mode, *self.axes.settings, *texts, *self.draw.settings[:-1]]
 
+    def following(self, known: gr.State) -> list[Any]:
+        """What ``comparing.follow`` fills."""
+        axes, turned = self.axes.offered, [self.writing, self.draw.panel, self.against, self.save_json, self.save_html]
+        return [self.variants, known, self.examples, *axes, *turned, *self.draw.own]
+
     @property
     def running(self) -> list[Any]:
         """What ``start`` fills."""

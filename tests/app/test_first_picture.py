@@ -14,6 +14,9 @@ from components.library import cards, shelf
 from components.session.state import Made, columns
 from tests.tiny_pipelines import tiny_folder
 
+AXES = "weight", "", "sum"
+"""What the page sends of the axes: columns, rows, and the variant that is varied."""
+
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +29,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_click_leads_to_pictures_and_one_back() -> None:
     start = shelf.start_session(bases.BUILTIN)
     start = start.join(Made(start.picks[0].key, "a merge of texts"))
-    there, base, prompts, variants, known, *_ = header.switch(start)
+    there, base, prompts, variants, known, *_ = header.switch(start, *AXES)
     assert there.base == base == bases.IMAGE
     assert 1 <= len(prompts.splitlines()) <= 2
     assert all(kinds.of_adapter(pick.key) == kinds.IMAGE for pick in there.picks)
@@ -36,7 +39,7 @@ def test_one_click_leads_to_pictures_and_one_back() -> None:
     for pick in start.picks:
         assert pick.key not in cards.draw(there)
     assert variants.value == [each for each in known if each != "average"]
-    back, base, *_ = header.switch(there)
+    back, base, *_ = header.switch(there, *AXES)
     assert back.base == base == bases.BUILTIN
     assert back.picks == start.picks
     assert columns(kinds.own(back), shelf.shelf(back)) == columns(start, shelf.shelf(start))
@@ -62,5 +65,5 @@ def test_the_first_pictures_are_drawn_as_suits_their_base(monkeypatch: pytest.Mo
     assert drawing.suiting(bases.IMAGE, bases.IMAGE, given, "") == (given, "")
     monkeypatch.setattr(drawing, "_loaded", lambda base: True)
     start = shelf.start_session(bases.BUILTIN)
-    *_, guidance, judge, suited = header.switch(start)
+    *_, guidance, judge, suited = header.switch(start, *AXES)
     assert (guidance.value, judge, suited) == (2.0, "judge", bases.IMAGE)

@@ -53,6 +53,17 @@ def test_nothing_jumps_while_it_opens_and_works(opened: Opened, width: int) -> N
     still(page, "compared")
 
 
+@pytest.mark.parametrize("width", [1440, 390])
+def test_nothing_jumps_from_texts_to_pictures_and_back(opened: Opened, width: int) -> None:
+    page = opened(script=WATCH, viewport={"width": width, "height": 900})
+    still(page, "opened")
+    for way in ("Try it with pictures", "Try it with texts"):
+        page.get_by_role("button", name=way).click()
+        expect(page.get_by_role("button", name=way)).to_be_hidden()
+        expect(page.get_by_text("Computed ahead.")).to_be_visible()
+        still(page, way)
+
+
 def test_a_jump_is_seen(opened: Opened) -> None:
     """The measure itself: what pushes the page down counts."""
     page = opened(script=WATCH)
