@@ -76,8 +76,8 @@ def empty(text: str) -> go.Figure:
     return figure
 
 
-def counted(title: str) -> dict:
-    """An axis of whole numbers from 0 on."""
+def counted(title: str, most: int) -> dict:
+    """An axis of whole numbers from 0 on; few ``most`` have a tick each, as between them there is nothing."""
     return {
         "title": title,
         "gridcolor": GRID,
@@ -85,6 +85,7 @@ def counted(title: str) -> dict:
         "tickformat": "d",
         "rangemode": "tozero",
         "automargin": True,
+        **({"dtick": 1} if most <= 6 else {}),
     }
 
 

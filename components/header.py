@@ -87,7 +87,7 @@ def switch(session: Session, *axes: str | None) -> tuple[Any, ...]:
     session = on_base(session, base)
     if len(session.picks) > 1 and not kinds.own(session).merges:
         session = session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
-    return session, base, examples.first(session), *comparing.follow(session, None, [], None, *axes)
+    return session, base, examples.first(session), *comparing.follow(session, None, [], [], *axes)
 
 
 def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:

@@ -32,7 +32,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
-        session, known = gr.State(None), gr.State(None)
+        session = gr.State(None)
         top, token = header.create(), account.create(page)
         with gr.Row(elem_classes="by-keeping"):
             past, shared = history.create(), sharing.create()
@@ -60,19 +60,21 @@ def build() -> gr.Blocks:
         based = library.wire(library_tab, session, token)
         map.wire(map_tab, session, compare_tab.settings, merge_tab.shown)
         merge.wire(merge_tab, session)
-        other = [session, library_tab.base, compare_tab.prompts, *compare_tab.following(known)]
+        other = [session, library_tab.base, compare_tab.prompts, *compare_tab.following]
         switched = top.other.click(header.switch, [session, *compare_tab.axes.offered], other, **SESSION)
-        restored = dropping.wire(drop, compare_tab, session, known, library_tab.base)
-        asked = [top.compare.click, switched.success, restored.success, shared.asked.change]
+        restored = dropping.wire(drop, compare_tab, session, library_tab.base)
+        about = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
+        clicked = top.compare.click(comparing.show, None, about, **PRIVATE)
+        asked = [clicked.then, switched.success, restored.success, shared.asked.change]
         scoring.wire(score_box, session, compare_tab.variants, compare_tab.found, compare_tab.scores)
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
         ready = merge.wire_first(merge_tab, opened, session)
-        moved = history.wire(past, session, library_tab.base, compare_tab, known, ready, SESSION)
-        brought = sharing.wire(shared, compare_tab, session, known, library_tab.base, ready)
+        moved = history.wire(past, session, library_tab.base, compare_tab, ready, SESSION)
+        brought = sharing.wire(shared, compare_tab, session, library_tab.base, ready)
         settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         gate.wire(gate_tab, session, gate_page.select, settled)
-        comparing.wire(compare_tab, session, known, asked, settled, tabs)
+        comparing.wire(compare_tab, session, asked, settled, tabs)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)

@@ -11,7 +11,6 @@ from components.compare import export
 from components.library import uploads
 from components.library.shelf import start_picks, start_session
 from components.map import maps
-from components.map import tab as map
 from components.merge import making
 from components.session import leaving
 from components.work import Loading, in_thread, loading
@@ -49,8 +48,8 @@ def _first_page(base: str) -> None:
     if not session.picks:
         return
     making.first(session.weights, tuple(pick.slot for pick in session.picks))
-    first = maps.view(session, map.where(maps.kinds(session)[0], map.ALL_LAYERS), 1)
-    _ = first.mapped.pca, first.mapped.umap  # the second is computed in its own queue
+    first = maps.view(session, maps.where(maps.kinds(session)[0], maps.ALL_LAYERS), 1)
+    _ = first.mapped.pca
 
 
 def options() -> dict[str, Any]:

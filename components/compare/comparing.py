@@ -65,16 +65,23 @@ def expect(session: Session | None, *settings: Any) -> str:
     return fragments.subtle(f"{merges}{cells} ({running.counted(found)}){time}")
 
 
-def follow(session: Session, suited: str | None, chosen: list[str], known: Any, *axes: str | None) -> tuple[Any, ...]:
+def follow(
+    session: Session, suited: str | None, chosen: list[str], known: list[str], *axes: str | None
+) -> tuple[Any, ...]:
     """What a session changes on the tab, in one message so that nothing jumps: variants, examples, axes, and the settings."""
     offered = axes_box.refresh(session, *axes)
     return *refresh(session, chosen, known), examples.draw(session), *offered, *turn(session, suited)
 
 
+def show() -> tuple[Any, ...]:
+    """Go to the tab, and say that a comparison is about to begin."""
+    return gr.Tabs(selected="compare"), *waiting()
+
+
 @told
-def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tuple]:
+def start(session: Session, known: list[str], suited: str | None, *settings: Any) -> Iterator[tuple]:
     """Compare, once the base is there and it is known what it makes: texts or pictures."""
-    form, coming = Form.of(settings), loading(session.base)
+    form, coming = Form.of(settings).knowing(session, known), loading(session.base)
     read_prompts(form.prompts)
     for _ in coming.watch():
         yield awaited(coming), gr.skip(), None, *(gr.skip(),) * 4, *buttons(busy=True)
@@ -98,9 +105,9 @@ def start(session: Session, suited: str | None, *settings: Any) -> Iterator[tupl
 
 
 @told
-def at_once(session: Session, asked: int, suited: str | None, *settings: Any) -> tuple[Any, ...]:
+def at_once(session: Session, asked: int, known: list[str], suited: str | None, *settings: Any) -> tuple[Any, ...]:
     """What was computed ahead, however busy the model is; where nothing was, one comparison more is ``asked`` for."""
-    form, draws = Form.of(settings), kinds.of_base(session.base) == kinds.IMAGE
+    form, draws = Form.of(settings).knowing(session, known), kinds.of_base(session.base) == kinds.IMAGE
     form = form.suiting(session.base, suited) if draws else form
     found = None
     if not form.blind and form.judge in (aligning.NONE, aligning.usual(session.base)):
@@ -200,9 +207,7 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
 
-def wire(
-    tab: CompareTab, session: gr.State, known: gr.State, asked: list[Any], settled: list[Any], tabs: gr.Tabs
-) -> None:
+def wire(tab: CompareTab, session: gr.State, asked: list[Any], settled: list[Any], tabs: gr.Tabs) -> None:
     """Connect the tab's events.
 
     Args:
@@ -210,9 +215,9 @@ def wire(
         settled: the events after which the base is there.
         tabs: show this one where a comparison was asked for.
     """
-    given = [session, tab.draw.suited, tab.variants, known, *tab.axes.offered]
+    given = [session, tab.draw.suited, tab.variants, tab.known, *tab.axes.offered]
     for listen in (session.change, *(event.then for event in settled)):
-        listen(follow, given, tab.following(known), **PRIVATE)
+        listen(follow, given, tab.following, **PRIVATE)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
     wire_runs(tab, session, asked, tabs)
@@ -240,7 +245,7 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
     model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
-    given = [session, tab.draw.suited, *tab.settings]
+    given = [session, tab.known, tab.draw.suited, *tab.settings]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
     runs = [listen(start, given, tab.running, **model) for listen in (clicked.then, more.change)]
@@ -249,8 +254,12 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
     kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
     seen = [tab.found, tab.against, tab.blind.ballot, tab.scores]
     for listen in asked:
-        shown = listen(at_once, [session, more, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE)
-        shown.then(lambda: gr.Tabs(selected="compare"), None, [tabs], **PRIVATE)
+        shown = listen(
+            at_once, [session, more, tab.known, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE
+        )
+        shown.then(
+            lambda: gr.Tabs(selected="compare"), None, [tabs], **PRIVATE
+        )  # last: what is filled unseen moves nothing
         shown.success(exports, kept, files, **PRIVATE)
         shown.failure(ended, seen, after, **PRIVATE)
     for one in runs:

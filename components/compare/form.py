@@ -12,7 +12,7 @@ from components import kinds
 from components.compare import aligning, drawing, plan
 from components.compare.comparison import Scored
 from components.compare.plan import Plan, Wanted
-from components.compare.tab import AXES, chosen_columns, read_prompts, sampling
+from components.compare.tab import AXES, chosen_columns, chosen_of, read_prompts, sampling
 from components.library.shelf import shelf
 from components.session.remembered import AxesOf, Remembered, WritingOf, remember, variant_of
 from components.session.state import Session, columns
@@ -51,6 +51,10 @@ class Form:
         """With the settings that suit a base, where it has just been loaded and the page does not show them yet."""
         found, judge = drawing.suiting(base, suited, self.drawing, self.judge)
         return replace(self, drawing=found, judge=judge)
+
+    def knowing(self, session: Session, known: Sequence[str]) -> Form:
+        """With the variants that a session has by now beside the ``known`` ones, where the page does not offer them yet."""
+        return replace(self, ids=chosen_of(columns(kinds.own(session), shelf(session)), self.ids, known))
 
     def wanted(self, draws: bool) -> Sampling | Drawing:
         """How texts or pictures are made, inside the page's limits."""

@@ -44,6 +44,7 @@ class CompareTab:
 
     mode: gr.Radio
     variants: gr.CheckboxGroup
+    known: gr.JSON
     axes: AxesBox
     examples: gr.HTML
     prompts: gr.Textbox
@@ -83,10 +84,11 @@ class CompareTab:
         texts = [self.length, self.temperature, self.seed, self.format]
         return [self.prompts, self.mode, *self.axes.settings, *texts, *self.draw.settings[:-1]]
 
-    def following(self, known: gr.State) -> list[Any]:
+    @property
+    def following(self) -> list[Any]:
         """What ``comparing.follow`` fills."""
         axes, turned = self.axes.offered, [self.writing, self.draw.panel, self.against, self.save_json, self.save_html]
-        return [self.variants, known, self.examples, *axes, *turned, *self.draw.own]
+        return [self.variants, self.known, self.examples, *axes, *turned, *self.draw.own]
 
     @property
     def running(self) -> list[Any]:
@@ -99,6 +101,8 @@ def create() -> CompareTab:
     """Lay the tab out; nothing is wired yet."""
     mode = gr.Radio(MODES, value=VARIANTS, label="What to compare", container=False, elem_classes="by-bare")
     variants = Ticks([], label="Variants", info="One column each.")
+    # On the page beside what it tells of, not a State: that would be read when an event runs, they when it was asked for.
+    known = gr.JSON([], visible="hidden")
     axes = axes_box.create()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -126,8 +130,9 @@ def create() -> CompareTab:
         expected = gr.HTML(label="Expected time", elem_classes="by-expected")
     progress = gr.HTML(elem_classes="by-said")
     with gr.Row(elem_classes="by-marks"):
-        known = [NOTHING, "Base"]
-        against = Choice(known, value="Base", label="Mark differences to", filterable=False, scale=0, min_width=380)
+        against = Choice(
+            [NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, scale=0, min_width=380
+        )
     grid = gr.HTML(IDLE, label="Comparison")
     judging = blind.create()
     with gr.Row(elem_classes="by-actions"):
@@ -138,7 +143,7 @@ def create() -> CompareTab:
             gr.Button("Make a report", scale=0, min_width=150),
             gr.DownloadButton("Report (HTML)", visible=False, scale=0),
         )
-    settings = mode, variants, axes, chips, prompts, length, temperature, seed, form
+    settings = mode, variants, known, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html
     states = gr.State(None), gr.State(None), gr.State(())
     return CompareTab(
@@ -160,11 +165,22 @@ def usual(found: list[Column]) -> list[str]:
     return [column.id for column in found if column.id != "average"]
 
 
-def refresh(session: Session, chosen: list[str], known: list[tuple[str, str]] | None) -> tuple[Any, list[str]]:
+def refresh(session: Session, chosen: Sequence[str], known: Sequence[str]) -> tuple[Any, list[str]]:
     """Offer the session's variants: what was chosen stays, what is new is chosen too."""
     found = columns(kinds.own(session), shelf(session))
-    before = set(known or [])
-    return offer(found, [c.id for c in found if (c.id in chosen if c.id in before else c.id in usual(found))])
+    return offer(found, chosen_of(found, chosen, known))
+
+
+def chosen_of(found: list[Column], chosen: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The ids of the variants that are compared.
+
+    Args:
+        found: every variant of a session.
+        chosen: ids, among
+        known: those that were on offer; others are new, and chosen if they are among the usual.
+    """
+    new = set(usual(found)) - set(known)
+    return [column.id for column in found if column.id in chosen or column.id in new]
 
 
 def offer(found: list[Column], chosen: Sequence[str]) -> tuple[Any, list[str]]:

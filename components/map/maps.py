@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,14 +16,15 @@ from components.figures import Group
 from components.library.shelf import shelf
 from components.map import laid
 from components.map.blocks import of_pipeline, place_of, places, running_order
-from components.map.projector import projector
+from components.map.umaps import Umap
 from components.map.unit_figures import Points
 from components.session.state import Session
-from components.work import in_thread
 from lego import Adapter, AdapterError, module_kind, module_layer
 from lego.layout import UnitMap, resolve, unit_map
 from lego.unitset import UnitId, UnitSet, indices
 
+ALL_LAYERS = "all layers"
+PCA, UMAP = "PCA", "UMAP"
 MOST_UNITS = 20_000
 """More units than this are thinned out by whole modules: nobody tells more points apart, and a browser draws them slowly."""
 
@@ -36,7 +36,7 @@ class Mapped:
     """A unit map with its projections, shared by every visitor who looks at the same adapters and modules."""
 
     def __init__(self, units: UnitMap, total: int, ahead: np.ndarray | None = None) -> None:
-        self.units, self.total, self._ahead = units, total, ahead
+        self.units, self.total, self.umap = units, total, Umap(units, ahead)
         self.clusters, self.alike = lru_cache(maxsize=16)(units.clusters), lru_cache(maxsize=16)(units.alike)
 
     @cached_property
@@ -51,15 +51,6 @@ class Mapped:
     def pca(self) -> np.ndarray:
         """The two principal components, (units, 2)."""
         return self.units.pca()
-
-    @cached_property
-    def umap(self) -> Future[np.ndarray]:
-        """UMAP coordinates (units, 2): computed ahead, or in the background from the first time that they are asked for."""
-        if self._ahead is not None:
-            known: Future[np.ndarray] = Future()
-            known.set_result(self._ahead)
-            return known
-        return in_thread(lambda: projector.umap(self.units.components()), "umap")
 
 
 @dataclass(frozen=True)
@@ -146,6 +137,22 @@ def view(session: Session, where: str, k: int) -> View:
     return View(mapped(session.weights, where), keys, groups, k)
 
 
+def where(kind: str, layer: str) -> str:
+    """What the tab's two controls name: a kind of module across layers, or one module."""
+    return kind if layer == ALL_LAYERS else layer
+
+
+def seen(session: Session, kind: str, layer: str, k: float) -> View:
+    """The map that the controls ask for; where they still stand as for other picks, the map that they will ask for."""
+    try:
+        return view(session, where(kind, layer), int(k))
+    except AdapterError:
+        known = kinds(session)
+        if kind in known and layer == ALL_LAYERS:
+            raise
+        return view(session, kind if kind in known else known[0], int(k))
+
+
 def points(seen: View, xy: np.ndarray) -> Points:
     """Everything the figures draw, at these coordinates."""
     units = seen.units
@@ -176,16 +183,10 @@ def layers(seen: View) -> tuple[np.ndarray, list[str], str]:
     return layer, [str(number) for number in found], "layer"
 
 
-def projected(seen: View, projection: str) -> Points | None:
-    """The points in a projection; None while it is still being computed."""
-    if projection != "UMAP":
-        return points(seen, seen.mapped.pca)
-    return points(seen, seen.mapped.umap.result()) if seen.mapped.umap.done() else None
-
-
-def wait_for(seen: View) -> Points:
-    """The points as UMAP lays them, once that is computed."""
-    return points(seen, seen.mapped.umap.result())
+def projected(seen: View, projection: str) -> Points:
+    """The points in a projection; in the principal components while UMAP is still being computed."""
+    xy = seen.mapped.umap.ready if projection == UMAP else None
+    return points(seen, seen.mapped.pca if xy is None else xy)
 
 
 def _picked(session: Session) -> list[Adapter]:

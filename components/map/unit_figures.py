@@ -212,12 +212,13 @@ def mixtures(points: Points, adapters: int) -> tuple[list[int], np.ndarray, np.n
 
 
 def _bars(figure: go.Figure, across: dict, what: str) -> go.Figure:
+    most = int(sum(np.asarray(bar.y) for bar in figure.data).max(initial=1))
     styled(figure, height=360)
     figure.update_layout(
         barmode="stack",
         bargap=0.22,
         xaxis=across,
-        yaxis=counted(what),
+        yaxis=counted(what, most),
         legend=BELOW,
         margin={"l": 44, "r": 8, "t": 12, "b": 8},
     )

@@ -74,10 +74,10 @@ def restored(session: Session, event: gr.EventData) -> Iterator[tuple]:
     yield from sharing.bring_back(session, opening.recipe_in(uploaded(event.path)))
 
 
-def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> Any:
+def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, base: gr.Dropdown) -> Any:
     """Connect the drop; gives the event after whose success the comparison is to be drawn."""
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    outputs = sharing.outputs(tab, session, known, base)
+    outputs = sharing.outputs(tab, session, base)
     dropped = drop.restore(restored, [session], outputs, concurrency_limit=4, concurrency_id="restore", **private)
     dropped.failure(sharing.cleared, None, [tab.progress], **private)
     return dropped

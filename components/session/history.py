@@ -203,7 +203,6 @@ def wire(
     session: gr.State,
     base: gr.Dropdown,
     tab: CompareTab,
-    known: gr.State,
     ready: Any,
     quick: dict[str, Any],
 ) -> list[Any]:
@@ -214,7 +213,7 @@ def wire(
     gr.on([each.change for each in shown], follow, given, [box.held], trigger_mode="always_last", **quick)
     ready.success(begin, [session, *tab.settings], [box.held], **quick)
     box.held.change(able, [box.held], [box.undo, box.redo], **quick)
-    moved = [box.held, session, base, tab.variants, known, *tab.kept]
+    moved = [box.held, session, base, tab.variants, tab.known, *tab.kept]
     return [
         button.click(function, [box.held], moved, **quick) for button, function in ((box.undo, back), (box.redo, forth))
     ]

@@ -157,12 +157,12 @@ def cleared() -> str:
     return ""
 
 
-def outputs(tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown) -> list[Any]:
+def outputs(tab: CompareTab, session: gr.State, base: gr.Dropdown) -> list[Any]:
     """What ``bring_back`` fills."""
-    return [tab.progress, session, base, tab.variants, known, tab.draw.suited, *tab.kept, tab.draw.judge]
+    return [tab.progress, session, base, tab.variants, tab.known, tab.draw.suited, *tab.kept, tab.draw.judge]
 
 
-def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, base: gr.Dropdown, ready: Any) -> Any:
+def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, ready: Any) -> Any:
     """Connect the buttons, and the address, which is read once the page is ready and follows it from then on.
 
     Gives the event after which another base may be wanted.
@@ -172,7 +172,7 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, known: gr.State, bas
     box.copy.click(copied, given, [box.shared], **private).success(None, [box.shared], None, js=COPY, **private)
     box.make.click(saved, given, [box.save], **private)
     ready.then(wanted_of, [box.address], [box.wanted], **private)
-    filled = [*outputs(tab, session, known, base), box.asked]
+    filled = [*outputs(tab, session, base), box.asked]
     brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
     brought.failure(cleared, None, [tab.progress], **private)
     brought.failure(None, None, None, js=FAILED, **private)

@@ -14,8 +14,9 @@ from components.compare import ahead, comparing, drawing, examples
 from components.compare import tab as compare
 from components.compare.comparison import Comparison
 from components.compare.gallery import Gallery
+from components.library import shelf
 from components.map import maps
-from components.session.state import Session
+from components.session.state import Session, columns
 from tests.serving import fresh_home
 
 
@@ -70,14 +71,20 @@ def test_umap_is_there_at_once(kind: str) -> None:
     session = ahead.first_session(kind)
     for each in maps.kinds(session):
         view = maps.view(session, each, 1)
-        assert view.mapped.umap.done(), f"{each}: python -m assets.build first --kind {kind}"
-        assert view.mapped.umap.result().shape == (len(view.units), 2)
+        laid = view.mapped.umap.ready
+        assert laid is not None, f"{each}: python -m assets.build first --kind {kind}"
+        assert laid.shape == (len(view.units), 2)
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize(("kind", "guidance"), [(kinds.TEXT, 5), (kinds.IMAGE, 5)])
-def test_it_is_shown_also_before_the_settings_suit_the_base(kind: str, guidance: float) -> None:
+def test_it_is_shown_also_before_the_page_has_followed(kind: str, guidance: float, early: bool) -> None:
+    """Asked for while its settings do not suit the base yet; and ``early`` also while the merge is not offered yet."""
     session, _ = known(kind)
-    chosen = [cell.id for cell in ahead.first_plan(session).cells]
+    every = [column.id for column in columns(session, shelf.shelf(session))]
+    offered = [each for each in every if not (early and each.startswith("merge:"))]
+    assert (len(offered) < len(every)) == early
+    chosen = [cell.id for cell in ahead.first_plan(session).cells if cell.id in offered]
     texts = [
         "variants",
         chosen,
@@ -95,11 +102,13 @@ def test_it_is_shown_also_before_the_settings_suit_the_base(kind: str, guidance:
         False,
         (),
     ]
-    line, shown, found, *_, asked = comparing.at_once(session, 0, None, *texts, 20, guidance, "0", "", "", "", "")
+    line, shown, found, *_, asked = comparing.at_once(
+        session, 0, offered, None, *texts, 20, guidance, "0", "", "", "", ""
+    )
     assert "Computed ahead" in line
     assert found.finished
     assert found.names[-1] in shown
     assert asked == 0
     texts[7] = "Something else"
-    *_, asked = comparing.at_once(session, 0, None, *texts, 20, guidance, "0", "", "", "", "")
+    *_, asked = comparing.at_once(session, 0, offered, None, *texts, 20, guidance, "0", "", "", "", "")
     assert asked == 1

@@ -255,4 +255,4 @@ def test_a_page_that_lost_its_session_is_told_so() -> None:
     with pytest.raises(gr.Error, match="Reload"):
         library.pick(None, gr.EventData(None, {"key": "x"}))
     with pytest.raises(gr.Error, match="Reload"):
-        next(comparing.start(None, None))
+        next(comparing.start(None, [], None))

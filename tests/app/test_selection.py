@@ -67,8 +67,8 @@ def test_a_lasso_selects_and_greys_the_rest(session: Session, seen: maps.View) -
 def test_controls_that_still_stand_as_for_other_picks_show_what_they_will(session: Session) -> None:
     first = maps.kinds(session)[0]
     wanted = maps.view(session, first, 4)
-    assert map.seen(session, "attn1.to_q", "unet.mid_block.attentions.0.to_q", 4) == wanted
-    assert map.seen(session, first, "unet.mid_block.attentions.0.to_q", 4) == wanted
+    assert maps.seen(session, "attn1.to_q", "unet.mid_block.attentions.0.to_q", 4) == wanted
+    assert maps.seen(session, first, "unet.mid_block.attentions.0.to_q", 4) == wanted
     assert len(maps.View(wanted.mapped, wanted.keys, wanted.groups, 4000).clusters) == len(wanted.units)
 
 

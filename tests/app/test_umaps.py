@@ -1,0 +1,124 @@
+"""UMAPs in the worker process: waited for, stopped when nobody waits any more, and started anew after a stop or a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components import paces
+from components.map import umaps
+from components.map.umaps import Projector, Umap
+from lego import AdapterError
+
+SMALL, LARGE = 3, 5000
+"""Units without neighbourhoods, whose first two components are the answer; and units whose UMAP compiles for many seconds."""
+
+
+@dataclass
+class Units:
+    """Principal components in place of a unit map."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def components(self) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal((self.count, 16)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def projector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Projector]:
+    """A worker of the test's own."""
+    mine = Projector()
+    monkeypatch.setattr(umaps, "projector", mine)
+    monkeypatch.setattr(umaps, "LOOK", 0.05)
+    monkeypatch.setattr(paces, "_paces", {})
+    yield mine
+    if mine._process is not None:
+        mine._end(mine._process)
+
+
+def umap(count: int, ahead: np.ndarray | None = None) -> Umap:
+    units: Any = Units(count)
+    return Umap(units, ahead)
+
+
+def started(found: Umap, who: object, projector: Projector) -> Iterator[tuple[float, float]]:
+    """One who waits, once the worker has the request."""
+    waiting = found.wait(who)
+    next(waiting)
+    while projector._answers is None:
+        next(waiting)
+    return waiting
+
+
+def test_what_was_computed_ahead_is_there_and_starts_nothing(projector: Projector) -> None:
+    ahead = np.ones((SMALL, 2), np.float32)
+    found = umap(SMALL, ahead)
+    assert list(found.wait("one")) == []
+    found.give_up("one")
+    assert found.ready is ahead
+    assert found.coordinates() is ahead
+    assert projector._process is None
+
+
+def test_coordinates_come_from_the_worker(projector: Projector) -> None:
+    found = umap(SMALL)
+    assert found.ready is None
+    np.testing.assert_array_equal(found.coordinates(), Units(SMALL).components()[:, :2])
+    assert found.ready is not None
+    assert projector._process is not None
+    assert projector._process.poll() is None
+
+
+def test_the_last_who_waits_stops_it_and_it_starts_anew(projector: Projector) -> None:
+    found = umap(LARGE)
+    first, second = started(found, "first", projector), found.wait("second")
+    seconds, expected = next(second)
+    assert seconds >= 0
+    assert expected == umaps.USUAL[umaps.FIRST]
+    process = projector._process
+    assert process is not None
+    found.give_up("first")
+    assert not found._stop.is_set()
+    found.give_up("second")
+    assert process.wait(10) != 0
+    for waiting in (first, second):
+        with pytest.raises(AdapterError, match="UMAP was stopped"):
+            list(waiting)
+    assert found.ready is None
+    again = started(found, "first", projector)
+    assert projector._process is not process
+    again.close()
+
+
+def test_what_waits_its_turn_is_stopped_without_harm_to_what_runs(projector: Projector) -> None:
+    running, queued = umap(LARGE), umap(SMALL)
+    first = started(running, "first", projector)
+    second = queued.wait("second")
+    next(second)
+    queued.give_up("second")
+    assert projector._process is not None
+    assert projector._process.poll() is None
+    running.give_up("first")
+    with pytest.raises(AdapterError, match="UMAP was stopped"):
+        list(first)
+    with pytest.raises(AdapterError, match="UMAP was stopped"):
+        list(second)
+    assert queued.coordinates().shape == (SMALL, 2)
+
+
+def test_a_worker_that_dies_is_told_and_replaced(projector: Projector) -> None:
+    found = umap(LARGE)
+    waiting = started(found, "one", projector)
+    assert projector._process is not None
+    projector._process.kill()
+    with pytest.raises(AdapterError, match="UMAP could not be computed"):
+        list(waiting)
+    found._units = Units(SMALL)  # type: ignore[assignment]
+    assert found.coordinates().shape == (SMALL, 2)
