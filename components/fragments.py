@@ -8,6 +8,15 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from components.palette import NEUTRAL, adapter_colour
+from mole.cli import clock
+
+HALT = """
+element.addEventListener('click', (event) => {
+  if (event.target.closest('[data-halt]')) trigger('halt');
+});
+"""
+"""For a component that shows a line with its Stop: a press is its event ``halt``."""
+STOP = '<button type="button" class="by-halt" data-halt>Stop</button>'
 
 
 def swatch(slots: Sequence[int]) -> str:
@@ -58,12 +67,18 @@ def note(text: str) -> str:
     return f'<div class="by-note">{escape(text)}</div>'
 
 
-def progress(text: str, fraction: float | None) -> str:
-    """A line with a progress bar; ``fraction`` None means that the end is not known."""
+def left(seconds: float, share: float | None) -> str:
+    """How long still takes what did this share in so many seconds; nothing where that cannot be told."""
+    return f", about {clock(seconds / share * (1 - share))} left" if share and 0.02 < share < 1 else ""
+
+
+def progress(text: str, fraction: float | None, halt: bool = False) -> str:
+    """A line with a progress bar; ``fraction`` None means that the end is not known; with its Stop, if ``halt`` says so."""
     width = "" if fraction is None else f' style="width:{100 * min(1.0, max(0.0, fraction)):.0f}%"'
     value = "" if fraction is None else f' aria-valuenow="{100 * fraction:.0f}"'
     bar = f'<span class="by-bar{" unknown" if fraction is None else ""}"><i{width}></i></span>'
-    return f'<div class="by-progress" role="progressbar" aria-label="{escape(text)}"{value}>{bar}<span>{escape(text)}</span></div>'
+    line = f'<div class="by-progress" role="progressbar" aria-label="{escape(text)}"{value}>{bar}<span>{escape(text)}</span></div>'
+    return f'<div class="by-halting">{line}{STOP}</div>' if halt else line
 
 
 def table(

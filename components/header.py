@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -17,7 +18,7 @@ from components.library.shelf import on_base, shelf
 from components.merge import making
 from components.messages import EXPECTED, told
 from components.session.state import Session, title_of
-from components.work import Loading, loading
+from components.work import Loading, Turns, loading, peek
 
 LOGO = (
     '<svg class="by-logo" viewBox="0 0 38 38" aria-hidden="true">'
@@ -36,6 +37,9 @@ TITLE = (
     '<button type="button" class="by-tool" data-theme aria-label="Switch between light and dark" title="Light or dark">◐</button>'
     "</div></div>"
 )
+_watching = Turns()
+SHORT = 2.0
+"""Seconds of loading before its Stop is shown."""
 OTHER = {kinds.TEXT: "Try it with pictures", kinds.IMAGE: "Try it with texts"}
 THEME_SCRIPT = """
 element.addEventListener('click', (event) => {
@@ -60,7 +64,8 @@ def create() -> Header:
     gr.HTML(TITLE, js_on_load=THEME_SCRIPT)
     with gr.Row(elem_classes="by-top"):
         with gr.Column(scale=1, min_width=280, elem_classes="by-tight"):
-            status = gr.HTML(_status("loading", "Base model", "starting"), label="Base model state")
+            starting = _status("loading", "Base model", "starting")
+            status = gr.HTML(starting, label="Base model state", js_on_load=fragments.HALT)
             strip = gr.HTML(label="What is picked", elem_classes="by-picked")
         with gr.Column(scale=0, min_width=352, elem_classes="by-tight"), gr.Row(elem_classes="by-ways"):
             again = gr.Button("Try again", visible=False, min_width=110)
@@ -90,21 +95,20 @@ def switch(session: Session, *axes: str | None) -> tuple[Any, ...]:
     return session, base, examples.first(session), *comparing.follow(session, None, [], [], *axes)
 
 
-def _status(look: str, title: str, detail: str, fraction: float | None = None) -> str:
+def _status(look: str, title: str, detail: str, fraction: float | None = None, halt: bool = False) -> str:
     bar = ""
     if look == "loading" and fraction is not None:
         bar = f'<span class="by-bar"><i style="width:{100 * fraction:.0f}%"></i></span>'
     return (
         f'<div class="by-status {look}" role="status" aria-label="Base model state"><span class="by-dot"></span>'
-        f"<span>{escape(title)}</span>{bar}<small>{escape(detail)}</small></div>"
+        f"<span>{escape(title)}</span>{bar}<small>{escape(detail)}</small>{fragments.STOP if halt else ''}</div>"
     )
 
 
 def describe(base_id: str, coming: Loading) -> str:
     """The state of a base as one line: loading and how far, ready and where it runs, or what went wrong and what to do."""
     if not coming.done:
-        percent = f" {coming.fraction:.0%}" if coming.fraction is not None else ""
-        return _status("loading", base_id, f"{coming.text}{percent}", coming.fraction)
+        return _status("loading", base_id, coming.line, coming.fraction, halt=monotonic() - coming.since > SHORT)
     if coming.error is not None:
         if not isinstance(coming.error, EXPECTED):
             raise coming.error
@@ -115,12 +119,26 @@ def describe(base_id: str, coming: Loading) -> str:
     return _status("ready", base.info.title, f"ready on {base.device}, {precision}")
 
 
-def watch(session: Session) -> Iterator[tuple[str, Any]]:
-    """Follow the loading of the session's base until it is ready or failed."""
+def watch(session: Session, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    """Follow the loading of the session's base until it is ready or failed, or the page has another one."""
     coming = loading(session.base)
-    for _ in coming.watch():
-        yield describe(session.base, coming), gr.Button(visible=False)
-    yield describe(session.base, coming), gr.Button(visible=coming.error is not None)
+    with _watching.begin(str(request.session_hash)) as turn:
+        for _ in coming.watch(turn):
+            if not turn.current:
+                break
+            yield describe(session.base, coming), gr.Button(visible=False)
+        if turn.current:
+            yield describe(session.base, coming), gr.Button(visible=coming.error is not None)
+        else:
+            yield gr.skip(), gr.skip()
+
+
+@told
+def halt(session: Session, request: gr.Request) -> None:
+    """Stop loading the session's base, unless others wait for it."""
+    coming = peek(session.base)
+    if coming and not coming.done and not coming.give_up(_watching.of(str(request.session_hash))):
+        gr.Info("Others wait for this base too, so it goes on loading.")
 
 
 def settle(session: Session) -> Any:
@@ -153,9 +171,11 @@ def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML)
     quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     session.change(strip, [session], [top.strip], **private)
     session.change(offer, [session], [top.other], **private)
-    state = [top.status, top.again]
-    watched = [event.then(watch, [session], state, **private) for event in based]
-    watched.append(top.again.click(watch, [session], state, **private))
+    state, each = [top.status, top.again], {**private, "trigger_mode": "multiple"}
+    watched = [
+        listen(watch, [session], state, **each) for listen in (*(event.then for event in based), top.again.click)
+    ]
+    top.status.halt(halt, [session], None, **private)
     # Now it is known what the base makes, and which adapters fit.
     settled = [event.then(settle, [session], [session], **quick) for event in watched]
     for event in settled:

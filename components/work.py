@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from time import monotonic
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from backends import bases
-from backends.bases import ImageBase, TextBase
+from backends.bases import BaseError, ImageBase, TextBase
+from components import fragments
 
 T = TypeVar("T")
 POLL = 0.1
@@ -81,17 +83,66 @@ class Job(Generic[T]):
         return self._result.result()
 
 
+class Turn:
+    """That a page asked for something; it is ``current`` until the page asks for the next."""
+
+    def __init__(self, turns: Turns, who: str) -> None:
+        self._turns, self._who = turns, who
+
+    @property
+    def current(self) -> bool:
+        """Nothing newer was asked for."""
+        return self._turns.of(self._who) is self
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.current:
+            self._turns.end(self._who)
+
+
+class Turns:
+    """What each page asked for last, of what only the last answer counts."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Turn] = {}
+
+    def begin(self, who: str) -> Turn:
+        """A page asks: what it asked for before is not current any more."""
+        turn = self._newest[who] = Turn(self, who)
+        return turn
+
+    def of(self, who: str) -> Turn | None:
+        """What a page waits for."""
+        return self._newest.get(who)
+
+    def end(self, who: str) -> Turn | None:
+        """A page waits for nothing any more; what it waited for."""
+        return self._newest.pop(who, None)
+
+
 class Loading:
     """A base on its way into memory, watched by any number of pages."""
 
     def __init__(self, base_id: str) -> None:
-        self.id = base_id
+        self.id, self.since = base_id, monotonic()
+        self._stop, self._waiting = threading.Event(), set[object]()
         self.text: str = "Waiting"
         self.fraction: float | None = None
         self._result = in_thread(lambda: bases.load_base(base_id, progress=self._progress), f"load {base_id}")
 
     def _progress(self, text: str, fraction: float | None) -> None:
+        if self._stop.is_set():
+            raise BaseError("was stopped", self.id, "Press Try again, or choose another base in the Library.")
         self.text, self.fraction = text, fraction
+
+    @property
+    def line(self) -> str:
+        """What is being done, and how long it still takes."""
+        return self.text + fragments.left(monotonic() - self.since, self.fraction)
 
     @property
     def done(self) -> bool:
@@ -107,9 +158,23 @@ class Loading:
         """The loaded base; waits for it, raises what loading raised."""
         return self._result.result()
 
-    def watch(self) -> Iterator[None]:
-        """Wake a few times a second until loading is over."""
-        return until_done(self._result, 3 * POLL)
+    def watch(self, who: object = None) -> Iterator[None]:
+        """Wake a few times a second until loading is over, which others cannot stop as long as ``who`` waits."""
+        if who is not None:
+            self._waiting.add(who)
+        try:
+            yield from until_done(self._result, 3 * POLL)
+        finally:
+            self._waiting.discard(who)
+
+    def give_up(self, who: object) -> bool:
+        """One who waited does so no longer: whether loading is stopped, as nobody else waits."""
+        self._waiting.discard(who)
+        if self._waiting:
+            return False
+        self.text, self.fraction = "Stopping", None
+        self._stop.set()
+        return True
 
 
 _loadings: dict[str, Loading] = {}

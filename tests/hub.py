@@ -23,6 +23,10 @@ from tests.hub_push import Pushes
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+PIECE = 64 * 1024
+"""Bytes written at a time."""
+
+
 @dataclass
 class Fault:
     """What goes wrong with the next requests, other than HEAD, whose path ends so; nothing, as long as nothing is said.
@@ -32,6 +36,7 @@ class Fault:
         status: that is answered instead; 0 answers as usual.
         cut: bytes of body after which the connection breaks.
         wait: seconds before the answer.
+        drip: seconds between two pieces of the body, of 64 kB each.
         times: how many requests it hits.
     """
 
@@ -39,6 +44,7 @@ class Fault:
     status: int = 0
     cut: int | None = None
     wait: float = 0
+    drip: float = 0
     times: int = 1
 
 
@@ -113,6 +119,7 @@ class Handler(Pushes, BaseHTTPRequestHandler):
 
     hub: Hub
     cut: int | None = None
+    drip: float = 0
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -146,7 +153,7 @@ class Handler(Pushes, BaseHTTPRequestHandler):
         if found is None:
             return False
         threading.Event().wait(found.wait)  # tests take the client's sleeping away
-        self.cut = found.cut
+        self.cut, self.drip = found.cut, found.drip
         if found.status:
             self.refuse(found.status, "")
         return bool(found.status)
@@ -233,9 +240,12 @@ class Handler(Pushes, BaseHTTPRequestHandler):
             return
         if self.cut is not None and self.cut < len(body):
             body, self.close_connection = body[: self.cut], True
-        self.cut = None
-        self.hub.sent[self.path] = self.hub.sent.get(self.path, 0) + len(body)
-        self.wfile.write(body)
+        drip, self.cut, self.drip = self.drip, None, 0
+        for start in range(0, len(body), PIECE):
+            piece = body[start : start + PIECE]
+            self.hub.sent[self.path] = self.hub.sent.get(self.path, 0) + len(piece)
+            self.wfile.write(piece)
+            threading.Event().wait(drip)
 
     def log_message(self, *args: object) -> None:
         """Quiet."""

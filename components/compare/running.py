@@ -44,9 +44,7 @@ class Progress:
     def line(self, text: str, part: float) -> str:
         """As the page shows it; ``part`` is what the current batch adds, in texts or pictures."""
         share = (self.done + part) / max(1, self.total)
-        if share > 0.02:
-            text += f", about {clock(self.seconds / share * (1 - share))} left"
-        return fragments.progress(text, share)
+        return fragments.progress(text + fragments.left(self.seconds, share), share)
 
 
 def check(plan: Plan, draws: bool) -> None:

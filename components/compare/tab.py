@@ -128,7 +128,7 @@ def create() -> CompareTab:
         bare: dict[str, Any] = {"container": False, "scale": 0, "min_width": 190, "elem_classes": "by-bare"}
         hidden = gr.Checkbox(False, label="Judge blind", **bare)
         expected = gr.HTML(label="Expected time", elem_classes="by-expected")
-    progress = gr.HTML(elem_classes="by-said")
+    progress = gr.HTML(elem_classes="by-said", js_on_load=fragments.HALT)
     with gr.Row(elem_classes="by-marks"):
         against = Choice(
             [NOTHING, "Base"], value="Base", label="Mark differences to", filterable=False, scale=0, min_width=380
@@ -244,6 +244,6 @@ def settings_of(chosen: Sampling) -> dict[str, Any]:
     return {"length": chosen.max_new_tokens, "temperature": chosen.temperature, "seed": chosen.seed, "format": form}
 
 
-def awaited(coming: Loading) -> str:
+def awaited(coming: Loading, halt: bool = False) -> str:
     """How far the base is that a run waits for."""
-    return fragments.progress(f"Waiting for the base model: {coming.text}", coming.fraction)
+    return fragments.progress(f"Waiting for the base model: {coming.line}", coming.fraction, halt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -57,7 +58,7 @@ def create() -> HubBox:
             name = gr.Textbox(label="Hub id", placeholder="owner/name", info=LAYOUTS, max_length=200)
             token = gr.Textbox(label="Access token", type="password", info=ONCE, max_length=200)
             add = gr.Button("Add from the hub")
-    progress = gr.HTML(label="Hub progress")
+    progress = gr.HTML(label="Hub progress", js_on_load=fragments.HALT)
     found = gr.HTML(js_on_load=SCRIPT, label="Adapters on the hub")
     return HubBox(words, search, found, name, token, add, progress, gr.State(""), gr.State(""))
 
@@ -113,8 +114,9 @@ def fetch(name: str, token: str, account: str | None) -> Iterator[tuple[str, str
         shown = token.strip() or account
         made.append(library.add_hub(name, token=shown, progress=lambda text, part: tell((text, part))))
 
+    start = monotonic()
     for text, part in streamed(work, "hub"):
-        yield fragments.progress(text, part), ""
+        yield fragments.progress(text + fragments.left(monotonic() - start, part), part, halt=True), ""
     leaving.keep(made[0].path)
     yield "", made[0].key
 
@@ -122,6 +124,11 @@ def fetch(name: str, token: str, account: str | None) -> Iterator[tuple[str, str
 def cleared() -> str:
     """No line of progress after an error."""
     return ""
+
+
+def stopped() -> str:
+    """After a stop."""
+    return fragments.subtle("Stopped: nothing was added.")
 
 
 def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
@@ -136,6 +143,7 @@ def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
     named = [listen(typed, [box.id], [box.wanted], **quick) for listen in (box.add.click, box.id.submit)]
     named.append(box.found.choose(chosen, None, [box.wanted], **quick))
     fetched = [each.then(fetch, [box.wanted, box.token, account], [box.progress, box.key], **slow) for each in named]
+    box.progress.halt(stopped, None, [box.progress], cancels=fetched, **quick)
     for each in fetched:
         each.failure(cleared, None, [box.progress], **quick)
     return fetched

@@ -12,10 +12,10 @@ from components import figures, fragments
 from components.map import maps, selection, unit_figures
 from components.messages import told
 from components.session.state import Selection, Session
+from components.work import Turns
 from mole.cli import clock
 
-_newest: dict[str, object] = {}
-"""What each page waits for now: the map that it asked for last."""
+_waiting = Turns()
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def wait(
     session: Session, kind: str | None, layer: str, k: int, projection: str, come: int, request: gr.Request
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Where UMAP is still to come, say how long that takes, then that one more has come; unless another map is asked for."""
-    who, mine = str(request.session_hash), object()
-    _newest[who] = mine
-    try:
+    with _waiting.begin(str(request.session_hash)) as turn:
         view = maps.seen(session, kind, layer, k) if session.picks and kind else None
         umap = view and view.mapped.umap
         if umap is None or projection != maps.UMAP or umap.ready is not None:
@@ -88,15 +86,12 @@ def wait(
             yield caption(view), gr.Button(visible=False), gr.skip()
             return
         yield gr.skip(), gr.Button(visible=True), gr.skip()
-        for seconds, expected in umap.wait(mine):
-            if _newest.get(who) is not mine:
+        for seconds, expected in umap.wait(turn):
+            if not turn.current:
                 return
             yield coming(seconds, expected), gr.skip(), gr.skip()
-        if _newest.get(who) is mine:
+        if turn.current:
             yield gr.skip(), gr.Button(visible=False), come + 1
-    finally:
-        if _newest.get(who) is mine:
-            del _newest[who]
 
 
 def coming(seconds: float, expected: float) -> str:
@@ -109,10 +104,10 @@ def coming(seconds: float, expected: float) -> str:
 @told
 def stop(session: Session, kind: str | None, layer: str, k: int, request: gr.Request) -> tuple[Any, Any, Any]:
     """Back to the principal components; the UMAP is computed no further, unless somebody else waits for it."""
-    mine = _newest.pop(str(request.session_hash), None)
+    turn = _waiting.end(str(request.session_hash))
     view = maps.seen(session, kind, layer, k) if session.picks and kind else None
     if view:
-        view.mapped.umap.give_up(mine)
+        view.mapped.umap.give_up(turn)
     return caption(view), gr.Button(visible=False), maps.PCA
 
 

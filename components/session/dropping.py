@@ -79,5 +79,6 @@ def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, base: gr.Dropdown) -
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     outputs = sharing.outputs(tab, session, base)
     dropped = drop.restore(restored, [session], outputs, concurrency_limit=4, concurrency_id="restore", **private)
+    tab.progress.halt(sharing.stopped, None, [tab.progress], cancels=[dropped], concurrency_limit=None, **private)
     dropped.failure(sharing.cleared, None, [tab.progress], **private)
     return dropped

@@ -9,6 +9,7 @@ import torch
 
 from backends import bases, library
 from backends.bases import TextBase
+from backends.hub import Progress
 from backends.image import Drawing
 from components import kinds
 from components.library.shelf import as_gating, checked_base, known, known_gates, shelf
@@ -72,13 +73,14 @@ def _fingerprint(base: str) -> str | None:
     return coming.base().fingerprint if coming and coming.done and coming.error is None else None
 
 
-def restore(session: Session, wanted: Remembered, base: str) -> Restored:
+def restore(session: Session, wanted: Remembered, base: str, progress: Progress | None = None) -> Restored:
     """The comparison as it was.
 
     Args:
         session: of who opened the recipe.
         wanted: the recipe.
         base: from `base_of`, loaded.
+        progress: is told what is fetched or merged again, and the fraction done; may raise to stop.
 
     Raises:
         AdapterError: naming every adapter and every gates that are missing.
@@ -86,7 +88,7 @@ def restore(session: Session, wanted: Remembered, base: str) -> Restored:
     loaded, notes = loading(base).base(), []
     if wanted.base.fingerprint not in (None, loaded.fingerprint):
         notes.append(f"{loaded.info.title} is not quite the base of the recipe: its weights have changed since.")
-    keys, missing = find(session, wanted.adapters)
+    keys, missing = find(session, wanted.adapters, progress)
     missing += [f"the gates {each.name} ({each.key})" for each in wanted.gates if not _there(each.key)]
     if missing:
         fix = "Add them in the Library (gates on the Gate tab), then open the recipe again."
@@ -123,38 +125,40 @@ def _there(key: str) -> bool:
     return True
 
 
-def find(session: Session, wanted: list[AdapterOf]) -> tuple[dict[str, str], list[str]]:
+def find(
+    session: Session, wanted: list[AdapterOf], progress: Progress | None = None
+) -> tuple[dict[str, str], list[str]]:
     """The library's keys of what a recipe names, by the keys it names them by, and what is missing, for people."""
     keys, missing = {}, []
     for each in wanted:
         try:
-            keys[each.key] = _key_of(session, each)
+            keys[each.key] = _key_of(session, each, progress)
         except AdapterError as error:
             missing.append(f"{each}" + (f": {error}" if each.hub or each.merge else ""))
     return keys, missing
 
 
-def _key_of(session: Session, wanted: AdapterOf) -> str:
+def _key_of(session: Session, wanted: AdapterOf, progress: Progress | None) -> str:
     shelf(session)  # the built-in ones are known from here on
     try:
         return known(wanted.key).key
     except AdapterError:
         if wanted.hub:
-            return _from_hub(wanted.hub, wanted.key)
+            return _from_hub(wanted.hub, wanted.key, progress)
         if wanted.merge:
-            return again(session, wanted.merge, wanted.name)
+            return again(session, wanted.merge, wanted.name, progress)
         raise
 
 
-def _from_hub(hub: str, key: str | None) -> str:
+def _from_hub(hub: str, key: str | None, progress: Progress | None) -> str:
     name, _, commit = hub.partition("@")
-    found = library.add_hub(name, commit or None).key
+    found = library.add_hub(name, commit or None, progress=progress).key
     if key is not None and found != key:
         raise AdapterError("has changed on the hub", hub)
     return found
 
 
-def again(session: Session, recipe: Recipe, name: str) -> str:
+def again(session: Session, recipe: Recipe, name: str, progress: Progress | None = None) -> str:
     """Merge again what a recipe says was merged.
 
     Raises:
@@ -165,7 +169,7 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
     for source in recipe.sources:
         key = by_hash.get(source.sha256 or "")
         if key is None and source.hub:
-            key = _from_hub(f"{source.hub}@{source.revision or ''}", None)
+            key = _from_hub(f"{source.hub}@{source.revision or ''}", None, progress)
         if key is None:
             missing.append(f"{source.name} (SHA-256 {(source.sha256 or '')[:12]}…)")
         else:
@@ -174,7 +178,13 @@ def again(session: Session, recipe: Recipe, name: str) -> str:
     if missing:
         raise AdapterError(f"it was merged from {', '.join(missing)}")
     dtype = getattr(torch, recipe.output.dtype)
-    return making.make(weights, recipe.method, recipe.parameters, recipe.seed, name, edits=edits, dtype=dtype).key
+
+    def tell(done: int, total: int) -> None:
+        if progress:
+            progress(f"Merging {name} again, {done} of {total} modules", done / total)
+
+    given = weights, recipe.method, recipe.parameters, recipe.seed, name
+    return making.make(*given, progress=tell, edits=edits, dtype=dtype).key
 
 
 def joined(session: Session, wanted: Remembered, keys: Mapping[str, str]) -> Session:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import gradio as gr
 
+from backends.streamed import streamed
 from components import fragments, kinds
 from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
@@ -131,11 +133,25 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     """A session from its recipe: what it was made of is looked for, then everything on the page follows."""
     base = restore.base_of(wanted.base)
     coming = loading(base)
-    for _ in coming.watch():
-        yield compare.awaited(coming), *(gr.skip(),) * (OUTPUTS - 1)
+    me = object()
+    try:
+        for _ in coming.watch(me):
+            yield compare.awaited(coming, halt=True), *(gr.skip(),) * (OUTPUTS - 1)
+    except GeneratorExit:
+        coming.give_up(me)
+        raise
     coming.base()
     yield fragments.progress("Looking for its adapters", None), *(gr.skip(),) * (OUTPUTS - 1)
-    found = restore.restore(session, wanted, base)
+    made: list[restore.Restored] = []
+
+    def work(tell: Any) -> None:
+        made.append(restore.restore(session, wanted, base, lambda text, part: tell((text, part))))
+
+    start = monotonic()
+    for text, part in streamed(work, "restore"):
+        line = text + fragments.left(monotonic() - start, part)
+        yield fragments.progress(line, part, halt=True), *(gr.skip(),) * (OUTPUTS - 1)
+    found = made[0]
     for note in found.notes:
         gr.Warning(note)
     every = columns(kinds.own(found.session), shelf(found.session))
@@ -157,6 +173,11 @@ def cleared() -> str:
     return ""
 
 
+def stopped() -> str:
+    """The session stays as it was."""
+    return fragments.subtle("Stopped: the session stays as it was.")
+
+
 def outputs(tab: CompareTab, session: gr.State, base: gr.Dropdown) -> list[Any]:
     """What ``bring_back`` fills."""
     return [tab.progress, session, base, tab.variants, tab.known, tab.draw.suited, *tab.kept, tab.draw.judge]
@@ -174,6 +195,8 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, r
     ready.then(wanted_of, [box.address], [box.wanted], **private)
     filled = [*outputs(tab, session, base), box.asked]
     brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
+    tab.progress.halt(stopped, None, [tab.progress], cancels=[brought], **private)
+    tab.progress.halt(None, None, None, js=FAILED, **private)
     brought.failure(cleared, None, [tab.progress], **private)
     brought.failure(None, None, None, js=FAILED, **private)
     brought.success(link_of, given, [box.link], **private).then(None, [box.link], None, js=ARRIVED, **private)

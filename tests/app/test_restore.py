@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_a_merge_is_made_again_from_its_sources(
     wanted = carried(export.gallery_files(drawn, of_gallery(drawn, session.picks))[0])
     merge = next(each for each in wanted.adapters if each.merge is not None)
     assert merge.merge
-    assert restore.again(session, merge.merge, merge.name) == merge.key
+    told: list[tuple[str, float | None]] = []
+    assert restore.again(session, merge.merge, merge.name, lambda *step: told.append(step)) == merge.key
+    assert re.fullmatch(rf"Merging {merge.name} again, (\d+) of \1 modules", told[-1][0])
+    assert told[-1][1] == 1
+    assert len(told) > 1
     stranger = Session("another")
     with pytest.raises(AdapterError, match=r"it was merged from one .*two"):
         restore.again(stranger, merge.merge, merge.name)

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, expect
+from safetensors.torch import save_file
 
+from backends.bases import BUILTIN
 from backends.builtin import HUB_ID
 from tests.browser.conftest import Watch
 from tests.browser.test_main_job import tab
@@ -18,6 +21,7 @@ from tests.conftest import half_pair, write_peft
 from tests.hub import Fault, Hub
 from tests.hub import hub as running
 from tests.serving import fresh_home, served
+from tests.tiny import tiny_model, tiny_tokenizer
 
 MODULE = "model.layers.0.self_attn.q_proj"
 TOKEN = "hf_mine"
@@ -87,6 +91,46 @@ def test_a_hub_in_trouble_is_a_message(page: Page, remote: Hub) -> None:
     page.get_by_label("Hub id").fill("some/busy")
     page.get_by_label("Hub id").press("Enter")
     expect(page.get_by_text("takes no more requests for now")).to_be_visible()
+
+
+def test_a_download_is_stopped(page: Page, remote: Hub, tmp_path: Path) -> None:
+    modules = [f"model.layers.{layer}.self_attn.{name}" for layer in range(30) for name in ("q_proj", "o_proj")]
+    pairs = [half_pair(module, 128, 576, 576) for module in modules]  # 35 MB: the client tells every 10
+    tensors = {name: tensor for pair in pairs for name, tensor in pair.items()}
+    remote.repos["some/large"] = write_peft(tmp_path / "large", tensors, r=128, base_model_name_or_path=HUB_ID)
+    size = (tmp_path / "large" / "adapter_model.safetensors").stat().st_size
+    remote.faults = [Fault("/adapter_model.safetensors", drip=0.02, times=99)]
+    page.get_by_label("Hub id").fill("some/large")
+    page.get_by_role("button", name="Add from the hub").click()
+    expect(page.get_by_text(re.compile("Downloading some/large, .* left"))).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("nothing was added")).to_be_visible()
+    page.wait_for_timeout(8000)
+    come = remote.bytes_of("adapter_model.safetensors")
+    page.wait_for_timeout(2000)
+    assert remote.bytes_of("adapter_model.safetensors") == come < size
+    remote.faults = []
+    page.get_by_role("button", name="Add from the hub").click()
+    expect(page.get_by_role("checkbox", name="large", checked=True)).to_be_visible()
+
+
+def test_loading_a_base_is_stopped(page: Page, remote: Hub, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save_file({"model.embed_tokens.weight": torch.zeros(64, 2**18)}, tmp_path / "base" / "model.safetensors")  # 67 MB
+    remote.repos["some/base"] = tmp_path / "base"
+    remote.faults = [Fault("/model.safetensors", drip=0.01, times=99)]
+    base = page.get_by_label("Base model", exact=True)
+    base.fill("some/base")
+    base.press("Enter")
+    status = page.get_by_role("status", name="Base model state")
+    expect(status).to_contain_text("left")
+    status.get_by_role("button", name="Stop").click()
+    expect(status).to_contain_text("was stopped")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    base.fill(BUILTIN)
+    base.press("Enter")
+    expect(status).to_contain_text("ready")
 
 
 def test_a_zip_of_adapters_is_uploaded_and_goes_with_the_tab(page: Page, home: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from backends import bases
 from backends.bases import BUILTIN, BaseError, load_base, module_shapes, normalise
-from tests.hub import COMMIT, Hub
+from tests.hub import COMMIT, Fault, Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -175,6 +176,22 @@ def test_a_base_comes_from_the_hub_with_progress(remote: Hub, folder: Path) -> N
     assert (base.info.source, base.info.id, base.commit) == ("hub", "some/model", COMMIT)
     assert any(text.startswith("Downloading some/model") and fraction for text, fraction in told)
     assert remote.bytes_of("pytorch_model.bin") == remote.bytes_of("modeling_mine.py") == 0
+
+
+def test_a_download_is_stopped_by_who_is_told_of_it(remote: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 64 * 1024)  # of 10 MB usually
+    save_file({"model.embed_tokens.weight": torch.zeros(64, 8192)}, folder / "model.safetensors")  # 2 MB
+    remote.repos["some/model"] = folder
+    remote.faults = [Fault("/model.safetensors", drip=0.05, times=99)]
+    size = (folder / "model.safetensors").stat().st_size
+
+    def stop(text: str, fraction: float | None) -> None:
+        if fraction and remote.bytes_of("model.safetensors") > size / 4:
+            raise BaseError("was stopped")
+
+    with pytest.raises(BaseError, match="was stopped"):
+        load_base("some/model", stop)
+    assert remote.bytes_of("model.safetensors") < size
 
 
 def test_what_was_downloaded_needs_no_network(remote: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
