@@ -22,6 +22,8 @@ const fit = () => [...column.querySelectorAll('.js-plotly-plot')].some(tight) &&
 new ResizeObserver(() => requestAnimationFrame(fit)).observe(column);
 """
 
+SAME = 1e-3
+"""Values of one measure that differ by less have one colour."""
 GRID = "rgba(140, 132, 124, .22)"
 
 
@@ -47,6 +49,9 @@ def per_module(
     heat = go.Heatmap(
         z=values, x=list(layers), y=list(kinds), colorscale=SCALE, xgap=1, ygap=1, hovertemplate=hover, colorbar=bar
     )
+    low, high = np.nanmin(values), np.nanmax(values)
+    if high - low < SAME:  # rounding is no difference
+        heat.update(zmin=low - SAME, zmax=high + SAME)
     figure = go.Figure(heat)
     styled(figure, height=110 + 30 * max(3, len(kinds)))
     across = {"title": along, "automargin": True}
@@ -60,9 +65,9 @@ def named(group: Group) -> str:
     return f'<span style="color:{group.colour};fill:{group.colour}">■</span> {escape(name)}'
 
 
-def every(rows: Sequence[str]) -> dict:
-    """Labels of rows, as many as there is room for."""
-    step = -(-len(rows) // 50)
+def every(rows: Sequence[str], most: int = 50) -> dict:
+    """Labels of rows or columns, as many as there is room for."""
+    step = -(-len(rows) // most)
     places = range(0, len(rows), max(1, step))
     return {"tickvals": list(places), "ticktext": [rows[place] for place in places]}
 

@@ -16,6 +16,8 @@ element.addEventListener('click', (event) => {
 });
 """
 """For a component that shows a line with its Stop: a press is its event ``halt``."""
+PRESS = "() => setTimeout(() => document.querySelector('#%s')?.click(), 100)"
+"""JavaScript that presses a button by its id, once the page shows what has just come."""
 STOP = '<button type="button" class="by-halt" data-halt>Stop</button>'
 
 

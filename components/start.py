@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import gradio as gr
+
 from backends import bases
 from components import kinds, theme
 from components.compare import export
@@ -59,6 +61,7 @@ def options() -> dict[str, Any]:
         "css": theme.css(),
         "allowed_paths": [str(export.folder())],
         "max_file_size": uploads.FILE_BYTES,
+        "i18n": gr.I18n(en={"common.upload": "Upload files"}),  # Gradio names its button so and has no text for it
         "footer_links": ["api", "gradio", "settings"],
         "ssr_mode": False,
         "run_history": False,  # it would keep what is typed, access tokens too

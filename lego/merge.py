@@ -267,7 +267,7 @@ class Merging:
             norm_ratio=float(every.norm_ratio),
             cosine=float(every.cosine),
             seconds=time.perf_counter() - self.start,
-            warnings=warnings_of(self.adapters, self.weights, every, self.method),
+            warnings=warnings_of(self.adapters, self.weights, every, self.method, self.lines),
             per_module=module_reports(self.lines, fidelity),
         )
 

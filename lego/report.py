@@ -120,9 +120,17 @@ def module_reports(lines: Sequence[tuple[str, int, int]], fidelity: Fidelity) ->
     return sorted(found, key=lambda line: natural_order(line.module))
 
 
-def warnings_of(adapters: Sequence[Adapter], weights: Sequence[Weight], every: Fidelity, method: Method) -> list[str]:
-    """What the maker of a merge should know and would not see."""
+def warnings_of(
+    adapters: Sequence[Adapter],
+    weights: Sequence[Weight],
+    every: Fidelity,
+    method: Method,
+    lines: Sequence[tuple[str, int, int]],
+) -> list[str]:
+    """What the maker of a merge should know and would not see; ``lines`` as `module_reports` takes them."""
     found = []
+    if method.name == "lego" and all(rank == units for _, units, rank in lines):
+        found.append("there are as many clusters as units, so none were merged: take a smaller k")
     pairs = list(zip(adapters, weights, strict=True))
     used = [adapter for adapter, weight in pairs if weighs(adapter, weight)]
     if idle := [adapter.name for adapter, weight in pairs if not weighs(adapter, weight)]:

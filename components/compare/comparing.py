@@ -28,6 +28,7 @@ from components.compare.plan import Plan
 from components.compare.tab import (
     IDLE,
     NOTHING,
+    REPORT,
     CompareTab,
     awaited,
     read_prompts,
@@ -278,4 +279,5 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
     revealed.then(exports, kept, files, **PRIVATE)
     told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
     busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
-    tab.make_report.click(report, told_by, [tab.report], **busy)
+    made = tab.make_report.click(report, told_by, [tab.report], **busy)
+    made.success(None, None, None, js=fragments.PRESS % REPORT, **PRIVATE)

@@ -23,6 +23,7 @@ from lego import AdapterError
 MOST_PROMPTS, PROMPT_LENGTH, MOST_TOKENS, MOST_ROWS = 16, 2000, 512, 96
 LENGTH = 32
 """Tokens of an answer at most, unless someone chooses."""
+REPORT = "report-file"
 VARIANTS, AXES = "variants", "axes"
 MODES = [("Side by side", VARIANTS), ("Any two axes", AXES)]
 NOTHING = ("nothing", "")
@@ -141,7 +142,7 @@ def create() -> CompareTab:
         stamp = gr.Checkbox(True, label="Recipe in the files", **bare)
         kept = (
             gr.Button("Make a report", scale=0, min_width=150),
-            gr.DownloadButton("Report (HTML)", visible=False, scale=0),
+            gr.DownloadButton("Report (HTML)", visible=False, scale=0, elem_id=REPORT),
         )
     settings = mode, variants, known, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html

@@ -90,7 +90,8 @@ def written(asked: Asked) -> Iterator[Shown]:
         yield line, NOTHING, comparison.draw(answers, marks=True, running=True, against=WHOLE)
         if asked.stop.is_set():
             break
-    yield STOPPED if asked.stop.is_set() else "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
+    stopped = asked.stop.is_set() and not grid.finished
+    yield STOPPED if stopped else "", NOTHING, comparison.draw(answers, marks=True, against=WHOLE)
 
 
 def drawn(asked: Asked, wanted: Drawing) -> Iterator[Shown]:

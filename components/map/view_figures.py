@@ -15,13 +15,13 @@ BELOW = {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0}
 
 
 def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title: str, shape: str = ".3f") -> go.Figure:
-    """Values as colours: rows from above, columns from the left; ``values`` is [rows, columns], nan where there is none.
+    """Values as colours, none below 0: rows from above, columns from the left; [rows, columns], nan where there is none.
 
     Rows and columns may be HTML, as adapters' names with their colours are; few cells show their numbers.
     """
     told = [[f"{row} · {column}" for column in columns] for row in rows]
     bar = {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0}
-    few = values.size <= 64
+    few = values.size <= 64 and values.shape[1] <= 12
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -31,6 +31,8 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title:
             texttemplate=f"%{{z:{shape}}}" if few else None,
             textfont={"color": "#1c1917"},
             colorscale=SCALE,
+            zmin=0,
+            zmax=np.nanmax(values, initial=0) or 1,
             xgap=1,
             ygap=1,
             hovertemplate=f"%{{text}}<br>{title} %{{z:{shape}}}<extra></extra>",
@@ -41,7 +43,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title:
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
     figure.update_layout(
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        xaxis={**plain, **every(columns), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
+        xaxis={**plain, **every(columns, 16), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
         yaxis={**plain, **every(rows), "autorange": "reversed", "ticksuffix": "\u00a0"},
     )
     return figure

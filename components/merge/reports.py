@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 import lego
+from backends import library
 from backends.library import Entry
 from components import figures, fragments
 from components.map.blocks import of_pipeline, place_of, places, running_order
@@ -32,8 +33,14 @@ def sources(session: Session, entries: dict[str, Entry]) -> str:
     return f'{title}<div class="by-legend" style="margin-top:8px">{pieces}</div>'
 
 
-def table(report: MergeReport, name: str) -> str:
-    """The report as HTML: numbers first, then warnings, sources and the settings."""
+def current(report: MergeReport, session: Session) -> bool:
+    """Whether a merge is of what is picked now, with its weights."""
+    picked = {library.get(pick.key).sha256: pick.weight for pick in session.picks}
+    return picked == {source.sha256: source.weight for source in report.sources}
+
+
+def table(report: MergeReport, name: str, old: str = "") -> str:
+    """The report as HTML: numbers first, then warnings, sources and the settings; before them what is ``old`` about it."""
     numbers = fragments.facts(
         [
             ("Rank", spread([report.rank_min, report.rank_max])),
@@ -52,8 +59,9 @@ def table(report: MergeReport, name: str) -> str:
     if report.export_error is not None:
         about += f" Rounding to the file's precision: relative error {report.export_error:.1e}."
     warnings = "".join(fragments.note(warning) for warning in report.warnings)
+    dated = fragments.note(old) if old else ""
     sources_table = fragments.table(names, rows, right=(1, 2, 3, 4), label="Sources")
-    return fragments.heading(name, about) + numbers + warnings + sources_table
+    return fragments.heading(name, about) + dated + numbers + warnings + sources_table
 
 
 def _source(source: SourceReport) -> list[str]:

@@ -71,10 +71,11 @@ def _settings() -> tuple[Any, ...]:
             label="Name", placeholder="named after its method", max_length=making.NAME_LIMIT, min_width=160
         )
         seed = gr.Number(0, label="Merge seed", precision=0, minimum=0, min_width=80)
-    with gr.Row():
-        run_button = gr.Button("Merge", variant="primary")
-        stop = gr.Button("Stop merging", visible=False)
-    progress = gr.HTML()
+    with gr.Column(elem_classes="by-merging plain"):
+        progress = gr.HTML()
+        with gr.Row():
+            run_button = gr.Button("Merge", variant="primary")
+            stop = gr.Button("Stop merging", visible=False)
     return sources, method, about, groups, values, seed, name_box, run_button, stop, progress
 
 
@@ -112,7 +113,8 @@ def run(session: Session, method: str, seed: float | None, name: str, *values: A
             yield fragments.progress(text, done / total if total else None), None, *buttons(busy=True)
         entry = job.result()
     shown_name = name.strip()[: making.NAME_LIMIT] or making.title_of(method, parameters)
-    yield "", Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *buttons(busy=False)
+    line = fragments.subtle(f"{shown_name} is merged: its report is here, and Compare has it.")
+    yield line, Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *buttons(busy=False)
 
 
 def join(session: Session, made: Made | None) -> tuple[Session, Any]:
@@ -153,8 +155,9 @@ def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     report = making.report_of(shown)
     chart = gr.Plot(reports.chart(report, measure), visible=True)
     file = export.adapter_zip(shown, names[shown])
+    old = "" if reports.current(report, session) else "Other adapters or weights are picked now: press Merge for those."
     return (
-        reports.table(report, names[shown]),
+        reports.table(report, names[shown], old),
         gr.Radio(visible=True),
         chart,
         gr.DownloadButton(value=str(file), interactive=True),

@@ -15,7 +15,7 @@ from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
-from components.library.shelf import shelf
+from components.library.shelf import local, shelf
 from components.messages import told
 from components.session import opening, restore
 from components.session.remembered import Remembered
@@ -26,6 +26,7 @@ from lego import AdapterError
 KEPT, RUN = "session", "compare"
 """What an address begins with after its #: a session, or one that is to be compared at once."""
 
+FILE = "session-file"
 READ = f"""() => {{
   const address = location.hash.slice(1);
   window.brickyardOpens = /^({KEPT}|{RUN})=/.test(address); // it stands until its session is there
@@ -79,7 +80,7 @@ def create() -> ShareBox:
     copy = gr.Button("Copy link", size="sm", min_width=90, scale=0)
     make = gr.Button("Save session", size="sm", min_width=110, scale=0)
     gr.HTML("<span hidden></span>", js_on_load=OPEN, visible="hidden")
-    save = gr.DownloadButton("session.yaml", size="sm", min_width=110, scale=0, visible=False)
+    save = gr.DownloadButton("session.yaml", size="sm", min_width=110, scale=0, visible=False, elem_id=FILE)
     return ShareBox(link, shared, copy, make, save, gr.State(""), gr.State(None), gr.State(None))
 
 
@@ -101,7 +102,8 @@ def copied(session: Session, *settings: Any) -> str:
     link = opening.to_link(_recipe(session, settings))
     if not link:
         raise AdapterError("this session is too long for an address", None, "Save it as a file instead.")
-    gr.Info("The address is copied. It opens this session and compares.")
+    where = ", on this machine alone: a colleague takes the file of “Save session”" if local() else ""
+    gr.Info(f"The address is copied. It opens this session and compares{where}.")
     return link
 
 
@@ -191,7 +193,8 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, r
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     given = [session, *tab.settings]
     box.copy.click(copied, given, [box.shared], **private).success(None, [box.shared], None, js=COPY, **private)
-    box.make.click(saved, given, [box.save], **private)
+    made = box.make.click(saved, given, [box.save], **private)
+    made.success(None, None, None, js=fragments.PRESS % FILE, **private)
     ready.then(wanted_of, [box.address], [box.wanted], **private)
     filled = [*outputs(tab, session, base), box.asked]
     brought = box.wanted.change(opened, [session, box.wanted], filled, **private)

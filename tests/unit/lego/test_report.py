@@ -76,6 +76,9 @@ def test_warnings_tell_what_one_would_not_see() -> None:
     def warnings(adapters, **call) -> str:
         return " ".join(lego.merge(adapters, **call).report.warnings)
 
+    assert "as many clusters as units" in warnings(equal_adapters(2))
+    assert "as many clusters as units" not in warnings(equal_adapters(2), k="1r")
+    assert "as many clusters as units" not in warnings(equal_adapters(3))
     assert "padded" in warnings(mixed_adapters(), method="ties")
     assert "different modules" in warnings(mixed_adapters())
     assert "cross terms" in warnings(equal_adapters(), method="linear")
