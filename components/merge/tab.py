@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import gradio as gr
@@ -118,9 +119,12 @@ def run(session: Session, method: str, seed: float | None, name: str, *values: A
 
 
 def join(session: Session, made: Made | None) -> tuple[Session, Any]:
-    """Let the finished merge join the session's variants and show its report."""
+    """Let the finished merge join the session's variants, numbered where one of its name is there, and show its report."""
     if made is None:
         return session, gr.skip()
+    others = {old.name for old in kinds.own(session).merges if old.key != made.key}
+    numbered = (f"{made.name} ({number})" for number in count(2))
+    made = replace(made, name=next(name for name in chain([made.name], numbered) if name not in others))
     session = session.join(made)
     return session, gr.Dropdown(_choices(kinds.own(session)), value=made.key)
 

@@ -6,9 +6,8 @@ new ``Session`` (``dataclasses.replace``), so two visitors can never write into 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from itertools import count
 
 from backends.library import Entry
 from backends.text import Variant
@@ -109,12 +108,6 @@ class Gating:
         return Weighting(tuple((key, 1.0) for key in self.experts), gates=self.key, masked=masked)
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """The name, then the name with 2, 3, …"""
-    yield name
-    yield from (f"{name} ({number})" for number in count(2))
-
-
 @dataclass(frozen=True)
 class Session:
     """Everything one visitor has chosen. Small, frozen, hashable.
@@ -152,11 +145,8 @@ class Session:
         return self if key in self.added else replace(self, added=(*self.added, key))
 
     def join(self, made: Made) -> Session:
-        """Let a merge join the variants; the same merge joins once, under its newest name, numbered where another has it."""
-        others = tuple(old for old in self.merges if old.key != made.key)
-        names = {old.name for old in others}
-        name = next(name for name in _numbered(made.name) if name not in names)
-        return replace(self, merges=(*others, replace(made, name=name)))
+        """Let a merge join the variants; the same merge joins once, under its newest name."""
+        return replace(self, merges=(*(old for old in self.merges if old.key != made.key), made))
 
     def edit(self, edited: Edited) -> Session:
         """Let an edited variant join the variants, replacing one of the same name."""

@@ -13,12 +13,13 @@ from components.session.state import Made, Session
 from tests.serving import fresh_home
 
 
-def test_merges_never_share_a_name() -> None:
+def test_merges_never_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tab.kinds, "own", lambda session: session)
     session = Session(BUILTIN)
     for key in "abc":
-        session = session.join(Made(key, "LEGO"))
+        session, _ = tab.join(session, Made(key, "LEGO"))
     assert [made.name for made in session.merges] == ["LEGO", "LEGO (2)", "LEGO (3)"]
-    again = session.join(Made("b", "LEGO"))  # the same merge again
+    again, _ = tab.join(session, Made("b", "LEGO"))  # the same merge again
     assert [(made.key, made.name) for made in again.merges] == [("a", "LEGO"), ("c", "LEGO (3)"), ("b", "LEGO (2)")]
 
 
