@@ -31,9 +31,9 @@ from tests.serving import fresh_home, served
 
 LASSO, SLIDER, MUTED, FRAME = 0.5, 0.3, 2.0, 0.05
 """Seconds at most."""
-LAYERS, WIDTH, SOURCES = 30, 576, 8
-RANKS = (21, 84)
-"""Of eight adapters on the built-in base's q_proj: 5,040 and 20,160 units."""
+LAYERS, WIDTH, SOURCES = 30, 576, 2
+RANKS = (84, 336)
+"""Of two adapters on the built-in base's q_proj: 5,040 and 20,160 units."""
 BEGIN = "() => { window.began = performance.now(); }"
 SINCE = "(window.began && (%s)) ? (performance.now() - window.began) / 1000 : null"
 RELEASED = "addEventListener('mouseup', () => { window.began = performance.now(); }, true)"
@@ -61,7 +61,7 @@ def opened(page: Page, url: str) -> Page:
 
 
 def with_units(page: Page, url: str, folder: Path, rank: int) -> Page:
-    """The page with eight adapters of this rank picked, and their map."""
+    """The page with two adapters of this rank picked, and their map."""
     opened(page, url)
     tab(page, "Library")
     for card in page.get_by_role("checkbox", checked=True).all()[::-1]:

@@ -43,7 +43,8 @@ document.addEventListener('click', (event) => {
 });
 document.addEventListener('keydown', (event) => {
   if (event.key !== 'Escape' || !here() || document.querySelector('dialog[open]')) return;
-  if (!event.target.closest('input, textarea, [role=listbox]')) send('clear', null);
+  const typing = 'input:not([type=radio], [type=checkbox], [type=range]), textarea, [role=listbox]';
+  if (!event.target.closest(typing)) send('clear', null);
 });
 
 let overlaid = '';
