@@ -129,10 +129,10 @@ def warnings_of(
 ) -> list[str]:
     """What the maker of a merge should know and would not see; ``lines`` as `module_reports` takes them."""
     found = []
-    if method.name == "lego" and all(rank == units for _, units, rank in lines):
-        found.append("there are as many clusters as units, so none were merged: take a smaller k")
     pairs = list(zip(adapters, weights, strict=True))
     used = [adapter for adapter, weight in pairs if weighs(adapter, weight)]
+    if method.name == "lego" and len(used) > 1 and all(rank == units for _, units, rank in lines):
+        found.append("there are as many clusters as units, so none were merged: take a smaller k")
     if idle := [adapter.name for adapter, weight in pairs if not weighs(adapter, weight)]:
         found.append(f"weight 0, so not in the merge: {', '.join(idle)}")
     if len(bases := dict.fromkeys(adapter.base_model for adapter in used if adapter.base_model)) > 1:
