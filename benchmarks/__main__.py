@@ -12,7 +12,6 @@ PARTS = (
     "merging",
     "maps",
     "explorer",
-    "answers",
     "interference",
     "tasks",
     "gating",
