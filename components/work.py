@@ -6,7 +6,7 @@ What is kept here belongs to the process and is keyed by content or base id, nev
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from time import monotonic
 from types import TracebackType
@@ -81,6 +81,16 @@ class Job(Generic[T]):
     def result(self) -> T:
         """What the function returned; raises what it raised."""
         return self._result.result()
+
+
+def lines(told: Iterable[tuple[str, float | None]]) -> Iterator[str]:
+    """What is told, as (text, fraction), as lines with the time that is left and their Stop; each stage begins at 0 again."""
+    start, before = monotonic(), 0.0
+    for text, part in told:
+        if (part or 0) < before:
+            start = monotonic()
+        before = part or 0
+        yield fragments.progress(text + fragments.left(monotonic() - start, part), part, halt=True)
 
 
 class Turn:

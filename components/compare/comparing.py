@@ -217,8 +217,9 @@ def wire(tab: CompareTab, session: gr.State, asked: list[Any], settled: list[Any
         tabs: show this one where a comparison was asked for.
     """
     given = [session, tab.draw.suited, tab.variants, tab.known, *tab.axes.offered]
-    for listen in (session.change, *(event.then for event in settled)):
-        listen(follow, given, tab.following, **PRIVATE)
+    session.change(follow, given, tab.following, **PRIVATE)
+    for event in settled:
+        event.then(turn, [session, tab.draw.suited], tab.turned, **PRIVATE)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
     wire_runs(tab, session, asked, tabs)
@@ -258,9 +259,8 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
         shown = listen(
             at_once, [session, more, tab.known, tab.draw.suited, *tab.settings], [*tab.running, more], **PRIVATE
         )
-        shown.then(
-            lambda: gr.Tabs(selected="compare"), None, [tabs], **PRIVATE
-        )  # last: what is filled unseen moves nothing
+        # The tab last: what is filled unseen moves nothing.
+        shown.then(lambda: gr.Tabs(selected="compare"), None, [tabs], **PRIVATE)
         shown.success(exports, kept, files, **PRIVATE)
         shown.failure(ended, seen, after, **PRIVATE)
     for one in runs:

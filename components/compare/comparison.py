@@ -170,10 +170,8 @@ def _column(
 ) -> str:
     total = sum(found.tokens[i][j] for j in prompts)
     label = escape(found.names[i] if told is None else told)
-    swatch, count = (
-        fragments.swatch(found.slots[i]),
-        f"<small class='by-num'>{total} token{'' if total == 1 else 's'}</small>",
-    )
+    swatch = fragments.swatch(found.slots[i])
+    count = f"<small class='by-num'>{total} token{'' if total == 1 else 's'}</small>"
     known = ", ".join(
         f"{s.task} {s.exact:.0%} ({s.low:.0%}–{s.high:.0%})" for s in scores if s.weighting == found.weightings[i]
     )

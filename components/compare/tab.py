@@ -88,8 +88,12 @@ class CompareTab:
     @property
     def following(self) -> list[Any]:
         """What ``comparing.follow`` fills."""
-        axes, turned = self.axes.offered, [self.writing, self.draw.panel, self.against, self.save_json, self.save_html]
-        return [self.variants, self.known, self.examples, *axes, *turned, *self.draw.own]
+        return [self.variants, self.known, self.examples, *self.axes.offered, *self.turned]
+
+    @property
+    def turned(self) -> list[Any]:
+        """What ``turn`` fills."""
+        return [self.writing, self.draw.panel, self.against, self.save_json, self.save_html, *self.draw.own]
 
     @property
     def running(self) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -17,6 +16,7 @@ from components import fragments
 from components.messages import told
 from components.session import leaving
 from components.session.state import Session
+from components.work import lines
 from lego import AdapterError
 
 LAYOUTS = "A LoRA of PEFT, or a single .safetensors file of diffusers or kohya."
@@ -114,9 +114,8 @@ def fetch(name: str, token: str, account: str | None) -> Iterator[tuple[str, str
         shown = token.strip() or account
         made.append(library.add_hub(name, token=shown, progress=lambda text, part: tell((text, part))))
 
-    start = monotonic()
-    for text, part in streamed(work, "hub"):
-        yield fragments.progress(text + fragments.left(monotonic() - start, part), part, halt=True), ""
+    for line in lines(streamed(work, "hub")):
+        yield line, ""
     leaving.keep(made[0].path)
     yield "", made[0].key
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -20,7 +19,7 @@ from components.messages import told
 from components.session import opening, restore
 from components.session.remembered import Remembered
 from components.session.state import Session, columns
-from components.work import loading
+from components.work import lines, loading
 from lego import AdapterError
 
 KEPT, RUN = "session", "compare"
@@ -149,10 +148,8 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     def work(tell: Any) -> None:
         made.append(restore.restore(session, wanted, base, lambda text, part: tell((text, part))))
 
-    start = monotonic()
-    for text, part in streamed(work, "restore"):
-        line = text + fragments.left(monotonic() - start, part)
-        yield fragments.progress(line, part, halt=True), *(gr.skip(),) * (OUTPUTS - 1)
+    for line in lines(streamed(work, "restore")):
+        yield line, *(gr.skip(),) * (OUTPUTS - 1)
     found = made[0]
     for note in found.notes:
         gr.Warning(note)

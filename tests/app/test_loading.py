@@ -71,6 +71,14 @@ def test_it_says_how_long_it_takes_and_after_a_while_has_its_stop(
     assert "data-halt" in line
 
 
+def test_the_time_left_is_that_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 10, 100, 102, 110])  # the start, a line, the second stage's start, its two lines
+    monkeypatch.setattr(work, "monotonic", lambda: next(clock))
+    told = list(work.lines([("first", 0.5), ("second", 0.1), ("second", 0.5)]))
+    assert ["about 10 s left" in told[0], "about 18 s left" in told[1], "about 10 s left" in told[2]] == [True] * 3
+    assert all("data-halt" in line for line in told)
+
+
 def test_only_the_newest_turn_of_a_page_is_current() -> None:
     turns = Turns()
     with turns.begin("one") as first, turns.begin("another") as other:
