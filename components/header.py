@@ -13,6 +13,7 @@ import gradio as gr
 from backends import bases
 from components import fragments, kinds
 from components.compare import comparing, examples
+from components.events import ALONE, PRIVATE
 from components.library import cards
 from components.library.shelf import on_base, shelf
 from components.merge import making
@@ -167,17 +168,15 @@ def _times(weight: float) -> str:
 
 def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> list[Any]:
     """Connect the header's events; after each of ``based`` another base may be wanted; gives those after which it is there."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    session.change(strip, [session], [top.strip], **private)
-    session.change(offer, [session], [top.other], **private)
-    state, each = [top.status, top.again], {**private, "trigger_mode": "multiple"}
+    session.change(strip, [session], [top.strip], **PRIVATE)
+    session.change(offer, [session], [top.other], **PRIVATE)
+    state, each = [top.status, top.again], {**PRIVATE, "trigger_mode": "multiple"}
     watched = [
         listen(watch, [session], state, **each) for listen in (*(event.then for event in based), top.again.click)
     ]
-    top.status.halt(halt, [session], None, **private)
+    top.status.halt(halt, [session], None, **PRIVATE)
     # Now it is known what the base makes, and which adapters fit.
-    settled = [event.then(settle, [session], [session], **quick) for event in watched]
+    settled = [event.then(settle, [session], [session], **ALONE) for event in watched]
     for event in settled:
-        event.then(cards.draw, [session], [cards_shown], **private)
+        event.then(cards.draw, [session], [cards_shown], **PRIVATE)
     return settled

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from backends import bases
-from components import glossary, header, hints
+from components import events, glossary, header, hints
 from components.compare import comparing, examples, pictures, scoring
 from components.compare import tab as compare
 from components.endpoints import adapters as endpoints
 from components.endpoints import draw as draw_endpoint
+from components.events import ALONE, PRIVATE
 from components.gate import tab as gate
 from components.library import account, push
 from components.library import tab as library
@@ -22,14 +21,12 @@ from components.session import dropping, history, leaving, sharing
 from components.session.state import Session
 
 HOUR = 3600
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-
-SESSION = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"}
 
 
 def build() -> gr.Blocks:
     """The page, ready to launch."""
     with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
+        still = gr.HTML(visible="hidden")
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session = gr.State(None)
@@ -61,7 +58,7 @@ def build() -> gr.Blocks:
         map.wire(map_tab, session, compare_tab.settings, merge_tab.shown)
         merge.wire(merge_tab, session)
         other = [session, library_tab.base, compare_tab.prompts, *compare_tab.following]
-        switched = top.other.click(header.switch, [session, *compare_tab.axes.offered], other, **SESSION)
+        switched = top.other.click(header.switch, [session, *compare_tab.axes.offered], other, **ALONE)
         restored = dropping.wire(drop, compare_tab, session, library_tab.base)
         about = [tabs, compare_tab.progress, compare_tab.run, compare_tab.stop]
         clicked = top.compare.click(comparing.show, None, about, **PRIVATE)
@@ -70,7 +67,7 @@ def build() -> gr.Blocks:
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
         ready = merge.wire_first(merge_tab, opened, session)
-        moved = history.wire(past, session, library_tab.base, compare_tab, ready, SESSION)
+        moved = history.wire(past, session, library_tab.base, compare_tab, ready)
         brought = sharing.wire(shared, compare_tab, session, library_tab.base, ready)
         settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
         gate.wire(gate_tab, session, gate_page.select, settled)
@@ -78,6 +75,7 @@ def build() -> gr.Blocks:
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
+    events.quiet(page, still)
     return page
 
 

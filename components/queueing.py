@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from components import fragments
+from components.events import PRIVATE
 
 EVERY = 0.5
 """Seconds between two looks."""
@@ -72,5 +73,4 @@ def follow(listen: Callable[..., Any], queue: str, line: gr.HTML) -> Any:
         queue: the concurrency id of what is waited for.
         line: where it is said.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    return listen(place_in(queue), None, [line], **private)
+    return listen(place_in(queue), None, [line], **PRIVATE)

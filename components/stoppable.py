@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import fragments, queueing
+from components.events import MODEL, PRIVATE
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,10 @@ def wire(box: Stoppable, work: Callable[..., Any], given: list[Any], results: li
     Returns:
         The event that runs, for those who cancel it.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
-    clicked = box.run.click(waiting, None, box.all, **private)
-    running = clicked.then(work, given, [box.progress, *results], **model)
+    clicked = box.run.click(waiting, None, box.all, **PRIVATE)
+    running = clicked.then(work, given, [box.progress, *results], **MODEL)
     queueing.follow(clicked.then, "model", box.progress)
-    running.success(idle, None, [box.run, box.stop], **private)
-    running.failure(ended, None, box.all, **private)
-    box.stop.click(ended, None, box.all, cancels=[running], **private)
+    running.success(idle, None, [box.run, box.stop], **PRIVATE)
+    running.failure(ended, None, box.all, **PRIVATE)
+    box.stop.click(ended, None, box.all, cancels=[running], **PRIVATE)
     return running

@@ -20,6 +20,7 @@ from components.compare import export, pictures, votes
 from components.compare.comparison import Comparison
 from components.compare.gallery import Gallery
 from components.compare.votes import CHOICES, Choice, Vote
+from components.events import ALONE
 from components.messages import told
 from lego import AdapterError
 
@@ -233,15 +234,15 @@ def cleared() -> tuple[Vote, ...]:
     return ()
 
 
-def wire(box: BlindBox, quick: dict[str, Any]) -> None:
+def wire(box: BlindBox) -> None:
     """Connect voting; revealing belongs to the tab, which draws what was hidden."""
     for choice, button in zip(CHOICES, box.choices, strict=True):
-        button.click(voter(choice), [box.ballot, box.judged, box.cast], [box.ballot, box.cast], **quick)
-    box.following.click(following, [box.ballot], [box.ballot], **quick)
+        button.click(voter(choice), [box.ballot, box.judged, box.cast], [box.ballot, box.cast], **ALONE)
+    box.following.click(following, [box.ballot], [box.ballot], **ALONE)
     for state in (box.ballot, box.judged):
-        state.change(show, [box.ballot, box.judged], box.shown, **quick)
-    box.cast.change(tallied, [box.cast], [box.result, box.tally, box.save], **quick)
-    box.clear.click(cleared, None, [box.cast], **quick)
+        state.change(show, [box.ballot, box.judged], box.shown, **ALONE)
+    box.cast.change(tallied, [box.cast], [box.result, box.tally, box.save], **ALONE)
+    box.clear.click(cleared, None, [box.cast], **ALONE)
 
 
 def voter(choice: Choice) -> Any:

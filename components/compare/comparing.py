@@ -36,6 +36,7 @@ from components.compare.tab import (
     turn,
 )
 from components.compare.votes import Vote
+from components.events import MODEL, PRIVATE, newest
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session
@@ -205,9 +206,6 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
     return "\n".join(lines if line in lines else [*lines, line])
 
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-
-
 def wire(tab: CompareTab, session: gr.State, asked: list[Any], settled: list[Any], tabs: gr.Tabs) -> None:
     """Connect the tab's events.
 
@@ -223,11 +221,11 @@ def wire(tab: CompareTab, session: gr.State, asked: list[Any], settled: list[Any
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
     wire_runs(tab, session, asked, tabs)
-    blind.wire(tab.blind, {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "session"})
+    blind.wire(tab.blind)
     told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
     changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
     given = [session, *tab.settings]
-    gr.on(changes, expect, given, [tab.expected], **PRIVATE)
+    newest(changes, expect, given, [tab.expected])
     for event in settled:
         event.then(expect, given, [tab.expected], **PRIVATE)
 
@@ -237,20 +235,18 @@ def wire_axes(tab: CompareTab, session: gr.State) -> None:
     axes = tab.axes
     seen = [axes.panel, tab.variants, axes.subject]
     for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
-        choice.input(axes_box.turn, [session, choice], [values], **PRIVATE)
-        choice.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
-    tab.mode.change(axes_box.shown, [tab.mode, axes.x, axes.y], seen, **PRIVATE)
+        newest([choice.input], axes_box.turn, [session, choice], [values])
+    newest([each.change for each in (tab.mode, axes.x, axes.y)], axes_box.shown, [tab.mode, axes.x, axes.y], seen)
 
 
 def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tabs) -> None:
     """Compare, Stop, marks and exports."""
-    model = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     given = [session, tab.known, tab.draw.suited, *tab.settings]
     clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
-    runs = [listen(start, given, tab.running, **model) for listen in (clicked.then, more.change)]
+    runs = [listen(start, given, tab.running, **MODEL) for listen in (clicked.then, more.change)]
     for listen in (clicked.then, more.change):
         queueing.follow(listen, "model", tab.progress)
     kept = [tab.recipe, tab.found, tab.stamp, tab.blind.ballot]
@@ -270,9 +266,8 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
         one.failure(ended, seen, after, **PRIVATE)
     stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
     stopped.then(exports, kept, files, **PRIVATE)
-    tab.stamp.input(exports, kept, files, **PRIVATE)
-    tab.against.input(redraw, seen, [tab.grid], **PRIVATE)
-    tab.scores.change(redraw, seen, [tab.grid], **PRIVATE)
+    newest([tab.stamp.input], exports, kept, files)
+    newest([tab.against.input, tab.scores.change], redraw, seen, [tab.grid])
     revealed = tab.blind.reveal.click(
         reveal, [tab.found, tab.against, tab.scores], [tab.blind.ballot, tab.grid], **PRIVATE
     )

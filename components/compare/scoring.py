@@ -14,6 +14,7 @@ from components import fragments, kinds, stoppable
 from components.compare import examples
 from components.compare.comparison import Comparison, Scored
 from components.compare.tab import awaited, chosen_columns
+from components.events import PRIVATE
 from components.library.shelf import shelf
 from components.messages import told
 from components.session.state import Column, Session
@@ -122,6 +123,5 @@ def _cell(score: Scored, best: float) -> str:
 
 def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup, shown: gr.State, scores: gr.State) -> None:
     """Connect the section's events; ``shown`` is the comparison, ``scores`` is filled."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    session.change(choose, [session], [box.tasks, box.panel], **private)
+    session.change(choose, [session], [box.tasks, box.panel], **PRIVATE)
     stoppable.wire(box.run, run, [session, variants, shown, box.tasks, box.rows], [box.table, scores])

@@ -10,6 +10,7 @@ import gradio as gr
 
 from backends import gates, library
 from components import fragments
+from components.events import ALONE, PRIVATE
 from components.gate import gating
 from components.library import uploads
 from components.library.shelf import as_gating, local, shelf
@@ -95,14 +96,12 @@ def admit(session: Session, opened: Opened) -> tuple[Session, Gating]:
 
 def wire(box: AddBox, session: gr.State) -> list[Any]:
     """Connect the section's events; gives the events after which added gates wait in ``made``."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    slow = {**private, "show_progress": "minimal", "concurrency_limit": 4}
+    slow = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 4}
     folder = [session, box.folder]
     opened = [
         box.folder_add.click(open_folder, folder, [box.opened], **slow),
         box.folder.submit(open_folder, folder, [box.opened], **slow),
         box.files_add.click(open_files, [box.files], [box.opened], **slow),
     ]
-    opened[-1].success(emptied, None, [box.files], **private)
-    return [event.success(admit, [session, box.opened], [session, box.made], **quick) for event in opened]
+    opened[-1].success(emptied, None, [box.files], **PRIVATE)
+    return [event.success(admit, [session, box.opened], [session, box.made], **ALONE) for event in opened]

@@ -15,6 +15,7 @@ from components import figures, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
+from components.events import ALONE, MODEL, PRIVATE, heard, newest
 from components.following import Ticks
 from components.gate import adding, choosing, gating, training
 from components.gate.adding import AddBox
@@ -250,29 +251,26 @@ def finish(session: Session, made: Gating | None) -> tuple[Session, Any]:
 
 def wire(tab: GateTab, session: gr.State, selected: Any, settled: Sequence[Any]) -> None:
     """Connect the tab's events; ``selected`` fires when the tab is opened, ``settled`` are those after which the base is there."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     asked = [session, *tab.asked]
     prompts = [tab.prompt, tab.other]
-    entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **private)
+    entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **PRIVATE)
     trained = training.wire(tab.train, session, entered, settled)
     for listen in (session.change, *(event.then for event in (entered, *settled))):
-        listen(turn, [session], [tab.painting], **private)
-    trained.success(finish, [session, tab.train.made], [session, tab.shown], **quick)
+        listen(turn, [session], [tab.painting], **PRIVATE)
+    trained.success(finish, [session, tab.train.made], [session, tab.shown], **ALONE)
     offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
-    changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **private)
-    chosen = tab.shown.input(refresh, [session, tab.shown, tab.masks], offered, **private)
+    changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **PRIVATE)
+    chosen = newest([tab.shown.input], refresh, [session, tab.shown, tab.masks], offered)
     # Asked for outright, the same is shown anew. Otherwise it is not: what waits behind a look that is stopped would begin again.
-    outright = gr.on([tab.look.click, tab.prompt.submit, tab.other.submit], lambda: None, None, [tab.seen], **private)
+    outright = gr.on([tab.look.click, tab.prompt.submit, tab.other.submit], lambda: None, None, [tab.seen], **PRIVATE)
     changes = [tab.view.input, tab.masks.input, tab.steps.release, tab.seed.submit]
     last = {"trigger_mode": "always_last"}
     looked: list[Callable[..., Any]] = [entered.then, changed.then, chosen.then, partial(outright.then, **last)]
-    for listen in (*looked, partial(gr.on, changes, **last)):
-        listen(look, asked, tab.pictures, **model).failure(failed, None, [tab.progress, tab.stop], **private)
+    for listen in (*looked, partial(heard(changes).then, **last)):
+        listen(look, asked, tab.pictures, **MODEL).failure(failed, None, [tab.progress, tab.stop], **PRIVATE)
         queueing.follow(listen, "model", tab.progress)
-    tab.stop.click(stopping, None, None, **private)
-    tab.masks.change(offer_mask, [tab.masks], [tab.keep], **private)
-    tab.keep.click(keep, [session, tab.shown, tab.masks], [session], **quick)
+    tab.stop.click(stopping, None, None, **PRIVATE)
+    tab.masks.change(offer_mask, [tab.masks], [tab.keep], **PRIVATE)
+    tab.keep.click(keep, [session, tab.shown, tab.masks], [session], **ALONE)
     for added in adding.wire(tab.add, session):
-        added.success(finish, [session, tab.add.made], [session, tab.shown], **quick)
+        added.success(finish, [session, tab.add.made], [session, tab.shown], **ALONE)

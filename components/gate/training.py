@@ -17,6 +17,7 @@ from backends.training import Training
 from backends.training_lent import LentTraining, begin
 from components import controls, figures, fragments, queueing
 from components.compare.tab import awaited
+from components.events import PRIVATE, newest
 from components.gate import gate_figures, gating, training_data
 from components.gate.training_data import DataBox
 from components.library.shelf import as_gating, shelf
@@ -229,26 +230,25 @@ def wire(box: TrainBox, session: gr.State, entered: Any, settled: Sequence[Any])
         entered: fires when the tab is opened.
         settled: the events after which the base is there.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    session.change(sources, [session], [box.sources], **private)
-    session.change(turn, [session], box.turned, **private)
+    session.change(sources, [session], [box.sources], **PRIVATE)
+    session.change(turn, [session], box.turned, **PRIVATE)
 
     ticked = [*box.data.tasks.both, *box.data.sets.both, box.data.offered]
-    session.change(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked, **private)
+    session.change(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked, **PRIVATE)
     for mix in (box.data.tasks, box.data.sets):
-        mix.chosen.input(partial(training_data.shares_of, mix.names), [mix.chosen], mix.shares, **private)
-    box.data.way.input(training_data.show_guidance, [box.data.way], [box.data.guiding], **private)
-    costly = {**private, "concurrency_limit": 2, "concurrency_id": "estimate"}
+        newest([mix.chosen.input], partial(training_data.shares_of, mix.names), [mix.chosen], mix.shares)
+    newest([box.data.way.input], training_data.show_guidance, [box.data.way], [box.data.guiding])
+    costly = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "estimate"}
     asked = [session, *box.settings]
     for event in (entered, *settled):
-        event.then(turn, [session], box.turned, **private)
+        event.then(turn, [session], box.turned, **PRIVATE)
     entered.then(estimate, asked, [box.cost], **costly)
     changed = [*box.data.changes, *(component.input for component in box.values)]
-    gr.on(changed, estimate, asked, [box.cost], trigger_mode="always_last", **costly)
-    clicked = box.run.click(start, None, [box.ticket, box.progress, box.run, box.stop], **private)
-    one = {**private, "concurrency_limit": 1, "concurrency_id": "training"}
+    newest(changed, estimate, asked, [box.cost], **costly)
+    clicked = box.run.click(start, None, [box.ticket, box.progress, box.run, box.stop], **PRIVATE)
+    one = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "training"}
     running = clicked.then(run, [session, box.ticket, box.name, *box.settings], box.running, **one)
     queueing.follow(clicked.then, "training", box.progress)
-    running.failure(failed, None, [box.progress, box.run, box.stop], **private)
-    box.stop.click(stopping, [box.ticket], [box.stop], **private)
+    running.failure(failed, None, [box.progress, box.run, box.stop], **PRIVATE)
+    box.stop.click(stopping, [box.ticket], [box.stop], **PRIVATE)
     return running

@@ -13,6 +13,7 @@ from backends import finding, library
 from backends.finding import Found
 from backends.streamed import streamed
 from components import fragments
+from components.events import HUB, PRIVATE
 from components.messages import told
 from components.session import leaving
 from components.session.state import Session
@@ -132,17 +133,14 @@ def stopped() -> str:
 
 def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
     """Connect the section's events; gives those after which an adapter's key waits in ``key``."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    slow = {**private, "concurrency_limit": 4, "concurrency_id": "hub"}
-    quick = {**private, "concurrency_limit": None}
     asked = [session, box.words, box.token, account]
     for listen in (box.search.click, box.words.submit):
-        searched = listen(search, asked, [box.progress, box.found], **slow)
-        searched.failure(cleared, None, [box.progress], **quick)
-    named = [listen(typed, [box.id], [box.wanted], **quick) for listen in (box.add.click, box.id.submit)]
-    named.append(box.found.choose(chosen, None, [box.wanted], **quick))
-    fetched = [each.then(fetch, [box.wanted, box.token, account], [box.progress, box.key], **slow) for each in named]
-    box.progress.halt(stopped, None, [box.progress], cancels=fetched, **quick)
+        searched = listen(search, asked, [box.progress, box.found], **HUB)
+        searched.failure(cleared, None, [box.progress], **PRIVATE)
+    named = [listen(typed, [box.id], [box.wanted], **PRIVATE) for listen in (box.add.click, box.id.submit)]
+    named.append(box.found.choose(chosen, None, [box.wanted], **PRIVATE))
+    fetched = [each.then(fetch, [box.wanted, box.token, account], [box.progress, box.key], **HUB) for each in named]
+    box.progress.halt(stopped, None, [box.progress], cancels=fetched, **PRIVATE)
     for each in fetched:
-        each.failure(cleared, None, [box.progress], **quick)
+        each.failure(cleared, None, [box.progress], **PRIVATE)
     return fetched

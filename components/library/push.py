@@ -14,6 +14,7 @@ from backends import gates, publish
 from backends.streamed import streamed
 from components import fragments
 from components.compare import export
+from components.events import HUB, PRIVATE
 from components.library import account
 from components.library.shelf import gates_of
 from components.merge import making
@@ -105,10 +106,9 @@ def wire(
     """Connect the section's events."""
     if box is None:
         return
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     asked = [session, shown, box.name, box.private, token]
-    pushed = box.push.click(pusher(files_of), asked, [box.state], concurrency_limit=4, concurrency_id="hub", **private)
-    pushed.failure(cleared, None, [box.state], concurrency_limit=None, **private)
+    pushed = box.push.click(pusher(files_of), asked, [box.state], **HUB)
+    pushed.failure(cleared, None, [box.state], **PRIVATE)
 
 
 def cleared() -> str:

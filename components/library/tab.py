@@ -11,6 +11,7 @@ import gradio as gr
 from backends import bases, library
 from backends.library import Entry
 from components import fragments
+from components.events import ALONE, PRIVATE
 from components.library import cards, from_hub, uploads
 from components.library.from_hub import LAYOUTS, HubBox
 from components.library.shelf import checked_base, entry_of, local, on_base
@@ -137,13 +138,12 @@ def choose_base(session: Session, base: str) -> Session:
 
 def wire(tab: LibraryTab, session: gr.State, account: gr.State) -> Any:
     """Connect the tab's events; returns the event after which another base is wanted."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session", "trigger_mode": "multiple"}
-    session.change(cards.draw, [session], [tab.cards], **private)
+    quick = {**ALONE, "trigger_mode": "multiple"}
+    session.change(cards.draw, [session], [tab.cards], **PRIVATE)
     tab.cards.pick(pick, [session], [session, tab.cards], **quick)
     tab.cards.weigh(weigh, [session], [session], **quick)
     keys = gr.State("")
-    slow = {**private, "show_progress": "minimal", "concurrency_limit": 4}
+    slow = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 4}
     opened = [listen(open_folder, [tab.folder], [keys], **slow) for listen in (tab.folder_add.click, tab.folder.submit)]
     opened.append(tab.files_add.click(open_files, [tab.files], [keys, tab.files], **slow))
     opened.append(tab.directory.upload(open_files, [tab.directory], [keys, tab.directory], **slow))

@@ -19,6 +19,7 @@ from backends.drawing import Drawing
 from components import fragments, kinds, stoppable
 from components.compare import aligning, examples
 from components.compare.tab import PROMPT_LENGTH, awaited
+from components.events import PRIVATE
 from components.map import maps
 from components.messages import told
 from components.session.state import Session
@@ -160,10 +161,9 @@ def wire(
         place: the controls of the map's kind, layer and clusters.
         where: what kind and layer name.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
     def start(session: Session, prompt: str, kind: str, layer: str, k: float) -> Iterator[tuple]:
         yield from run(session, prompt, where(kind, layer), k)
 
-    picked.change(suggest, [session], [box.prompt], **private)
+    picked.change(suggest, [session], [box.prompt], **PRIVATE)
     stoppable.wire(box.run, start, [session, box.prompt, *place], [box.table, box.found])

@@ -12,6 +12,7 @@ import torch
 
 from backends import library
 from components import kinds
+from components.events import ALONE, PRIVATE, newest
 from components.library.shelf import shelf
 from components.merge import making
 from components.merge import tab as merge
@@ -211,17 +212,15 @@ def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdo
     Args:
         reported: the merge whose report is shown.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     edits = [
-        box.mute.click(mute, [session, chosen], [session], **alone),
-        box.solo.click(solo, [session, chosen], [session], **alone),
-        box.scale.click(scale, [session, chosen, box.factor], [session], **alone),
+        box.mute.click(mute, [session, chosen], [session], **ALONE),
+        box.solo.click(solo, [session, chosen], [session], **ALONE),
+        box.scale.click(scale, [session, chosen, box.factor], [session], **ALONE),
     ]
-    box.keep.click(keep, [session, chosen, box.name], [session, box.name], **alone)
-    box.kept.input(recall, [session, box.kept], [chosen], **alone)
-    merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
+    box.keep.click(keep, [session, chosen, box.name], [session, box.name], **ALONE)
+    newest([box.kept.input], recall, [session, box.kept], [chosen], **ALONE)
+    merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     saved = box.save.click(save, [session, box.edited], [box.made], **merging)
-    saved.success(join, [session, box.made], [session, reported], **alone)
-    session.change(refresh, [session], [box.kept, box.edited, box.save], **private)
+    saved.success(join, [session, box.made], [session, reported], **ALONE)
+    session.change(refresh, [session], [box.kept, box.edited, box.save], **PRIVATE)
     return edits

@@ -11,6 +11,7 @@ import gradio as gr
 from backends.image import Drawing
 from components import kinds, stoppable
 from components.compare import aligning, examples, pictures, plan, running
+from components.events import PRIVATE
 from components.messages import told
 from components.session.state import Column, Selection, Session
 from components.stoppable import Stoppable
@@ -81,7 +82,6 @@ def cleared() -> tuple[Any, ...]:
 
 def wire(box: PictureBox, session: gr.State, chosen: gr.State, picked: gr.State) -> None:
     """Connect the section's events; other bricks' pictures leave with the selection, the prompt follows the picks."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    picked.change(suggest, [session], [box.prompt], **private)
+    picked.change(suggest, [session], [box.prompt], **PRIVATE)
     drawing = stoppable.wire(box.run, run, [session, chosen, box.prompt], [box.shown])
-    chosen.change(cleared, None, [*box.run.all, box.shown], cancels=[drawing], **private)
+    chosen.change(cleared, None, [*box.run.all, box.shown], cancels=[drawing], **PRIVATE)

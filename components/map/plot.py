@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import figures, fragments
+from components.events import NEWEST, PRIVATE, heard
 from components.map import maps, selection, unit_figures
 from components.messages import told
 from components.session.state import Selection, Session
@@ -121,14 +122,13 @@ def wire(
         looks: colour and projection.
         placed: the listeners of what asks for other bricks.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     colour, projection = looks
     given, awaited = [session, chosen, *place, *looks], [session, *place, projection, box.come]
     back = [box.note, box.stop, projection]
-    newest, each = {**private, "trigger_mode": "always_last"}, {**private, "trigger_mode": "multiple"}
-    colour.input(draw, given, box.drawn, **newest)
-    box.come.change(draw, given, box.drawn, **newest)
-    for listen in (*placed, projection.input):
-        drawn = listen(draw, given, box.drawn, **newest)
-        drawn.then(wait, awaited, box.awaited, **each).failure(stop, [session, *place], back, **private)
-    box.stop.click(stop, [session, *place], back, **private)
+    each = {**PRIVATE, "trigger_mode": "multiple"}
+    colour.input(draw, given, box.drawn, **NEWEST)
+    box.come.change(draw, given, box.drawn, **NEWEST)
+    for listen in (*placed, heard([projection.input]).then):
+        drawn = listen(draw, given, box.drawn, **NEWEST)
+        drawn.then(wait, awaited, box.awaited, **each).failure(stop, [session, *place], back, **PRIVATE)
+    box.stop.click(stop, [session, *place], back, **PRIVATE)

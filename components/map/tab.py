@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 
 from components import figures, fragments
+from components.events import ALONE, NEWEST, PRIVATE, heard
 from components.following import Within
 from components.map import ablate, bricks, maps, pictured, plot, selection, trying, unit_details, unit_figures, views
 from components.messages import told
@@ -203,26 +204,25 @@ def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropd
         settings: of Compare: how an edit is tried.
         reported: the merge whose report is shown on the Merge tab.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    alone = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
     chosen, looks = tab.chosen, [tab.colour, tab.projection]
     everything = [session, chosen, *tab.place]
-    session.change(picks, [session], [tab.picked], **private)
-    tab.picked.change(left, [session, chosen], [chosen], **alone)
+    session.change(picks, [session], [tab.picked], **PRIVATE)
+    tab.picked.change(left, [session, chosen], [chosen], **ALONE)
     set_up = [
-        event(controls, [session, *tab.place], tab.place, **private) for event in (tab.picked.change, tab.kind.input)
+        event(controls, [session, *tab.place], tab.place, **NEWEST)
+        for event in (tab.picked.change, heard([tab.kind.input]).then)
     ]
-    placed = [*(event.then for event in set_up), tab.layer.input]
+    placed = [*(event.then for event in set_up), heard([tab.layer.input]).then]
     plot.wire(tab.map, session, chosen, tab.place, looks, placed)
     for listen in placed:
-        listen(beside, [session, *tab.place, tab.view], tab.beside, **private)
-        listen(follow, [*everything, tab.projection], tab.following, **private)
+        listen(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
+        listen(follow, [*everything, tab.projection], tab.following, **NEWEST)
     reclustered = [*tab.map.drawn, tab.table, *tab.beside]
-    tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, trigger_mode="always_last", **private)
-    tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **private)
-    tab.bridge.select(select, [*everything, tab.view, tab.ablate.found], [chosen], trigger_mode="multiple", **alone)
-    chosen.change(follow, [*everything, tab.projection], tab.following, **private)
-    tab.pin.click(pin, [chosen], [chosen], **alone)
+    tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, **NEWEST)
+    tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
+    tab.bridge.select(select, [*everything, tab.view, tab.ablate.found], [chosen], trigger_mode="multiple", **ALONE)
+    chosen.change(follow, [*everything, tab.projection], tab.following, **PRIVATE)
+    tab.pin.click(pin, [chosen], [chosen], **ALONE)
     edits = bricks.wire(tab.bricks, session, chosen, reported)
     trying.wire(tab.trying, tab.bricks, edits, session, tab.picked, settings)
     pictured.wire(tab.pictured, session, chosen, tab.picked)

@@ -14,6 +14,7 @@ from components.compare import aligning, comparison, pictures, plan, running
 from components.compare.comparison import Comparison
 from components.compare.form import Form
 from components.compare.tab import awaited, read_prompts
+from components.events import MODEL, PRIVATE
 from components.library.shelf import shelf
 from components.map.bricks import BrickBox
 from components.messages import told
@@ -118,17 +119,15 @@ def wire(
         picked: changes with the picks, with which what was tried leaves.
         settings: of Compare.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    model = {**private, "concurrency_limit": 1, "concurrency_id": "model"}
     asked = gr.State(0)
     for edit in edits:
-        edit.success(following, [asked], [asked], **private)
-        edit.failure(idle, None, box.line, **private)
+        edit.success(following, [asked], [asked], **PRIVATE)
+        edit.failure(idle, None, box.line, **PRIVATE)
     # The last of several edits is tried, not each of them in turn.
-    run = asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="always_last", **model)
-    run.failure(ended, None, box.line, **private)
+    run = asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="always_last", **MODEL)
+    run.failure(ended, None, box.line, **PRIVATE)
     queueing.follow(asked.change, "model", box.progress)
     pressed = [buttons.mute.click, buttons.solo.click, buttons.scale.click]
-    gr.on(pressed, waiting, None, box.line, **private)
-    box.stop.click(ended, None, box.line, cancels=[run], **private)
-    picked.change(cleared, None, [*box.line, box.shown], cancels=[run], **private)
+    gr.on(pressed, waiting, None, box.line, **PRIVATE)
+    box.stop.click(ended, None, box.line, cancels=[run], **PRIVATE)
+    picked.change(cleared, None, [*box.line, box.shown], cancels=[run], **PRIVATE)

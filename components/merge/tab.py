@@ -13,6 +13,7 @@ import gradio as gr
 import lego
 from components import controls, fragments, kinds, queueing
 from components.compare import export
+from components.events import ALONE, NEWEST, PRIVATE, newest
 from components.library.shelf import shelf
 from components.merge import making, reports
 from components.messages import told
@@ -170,22 +171,19 @@ def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
 
 def wire(tab: MergeTab, session: gr.State) -> None:
     """Connect the tab's events."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    quick = {**private, "concurrency_limit": 1, "concurrency_id": "session"}
-    tab.method.input(choose, [tab.method], [tab.about, *tab.groups], **private)
+    newest([tab.method.input], choose, [tab.method], [tab.about, *tab.groups])
     result = [tab.report, tab.measure, tab.chart, tab.download]
     asked = [session, tab.shown, tab.measure]
-    changed = session.change(refresh, [session, tab.shown], [tab.sources, tab.shown], **private)
-    changed.then(show, asked, result, **private)
-    for control in (tab.shown, tab.measure):
-        control.input(show, asked, result, **private)
-    merging = {**private, "concurrency_limit": 2, "concurrency_id": "merge"}
+    changed = session.change(refresh, [session, tab.shown], [tab.sources, tab.shown], **PRIVATE)
+    changed.then(show, asked, result, **NEWEST)
+    newest([tab.shown.input, tab.measure.input], show, asked, result)
+    merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     settings = [session, tab.method, tab.seed, tab.name, *tab.values]
     running = tab.run.click(run, settings, [tab.progress, tab.made, tab.run, tab.stop], **merging)
     queueing.follow(tab.run.click, "merge", tab.progress)
-    running.success(join, [session, tab.made], [session, tab.shown], **quick)
-    running.failure(ended, None, [tab.progress, tab.run, tab.stop], **private)
-    tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **private)
+    running.success(join, [session, tab.made], [session, tab.shown], **ALONE)
+    running.failure(ended, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
+    tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **PRIVATE)
 
 
 def first(session: Session) -> Made:
@@ -195,8 +193,5 @@ def first(session: Session) -> Made:
 
 def wire_first(tab: MergeTab, opened: Any, session: gr.State) -> Any:
     """Let the first merge join once the page is open; gives the event after which it has."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    ready = opened.then(told(first), [session], [tab.made], concurrency_limit=None, **private)
-    return ready.success(
-        join, [session, tab.made], [session, tab.shown], concurrency_limit=1, concurrency_id="session", **private
-    )
+    ready = opened.then(told(first), [session], [tab.made], **PRIVATE)
+    return ready.success(join, [session, tab.made], [session, tab.shown], **ALONE)

@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from components.compare.tab import CompareTab
+from components.events import PRIVATE
 from components.messages import told
 from components.session import opening, sharing
 from components.session.state import Session
@@ -76,9 +77,10 @@ def restored(session: Session, event: gr.EventData) -> Iterator[tuple]:
 
 def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, base: gr.Dropdown) -> Any:
     """Connect the drop; gives the event after whose success the comparison is to be drawn."""
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     outputs = sharing.outputs(tab, session, base)
-    dropped = drop.restore(restored, [session], outputs, concurrency_limit=4, concurrency_id="restore", **private)
-    tab.progress.halt(sharing.stopped, None, [tab.progress], cancels=[dropped], concurrency_limit=None, **private)
-    dropped.failure(sharing.cleared, None, [tab.progress], **private)
+    dropped = drop.restore(
+        restored, [session], outputs, **{**PRIVATE, "concurrency_limit": 4, "concurrency_id": "restore"}
+    )
+    tab.progress.halt(sharing.stopped, None, [tab.progress], cancels=[dropped], **PRIVATE)
+    dropped.failure(sharing.cleared, None, [tab.progress], **PRIVATE)
     return dropped

@@ -13,6 +13,7 @@ from components.compare import axes_box
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
+from components.events import ALONE, newest
 from components.library.shelf import shelf
 from components.session.remembered import AxesOf
 from components.session.state import Session, columns
@@ -204,16 +205,15 @@ def wire(
     base: gr.Dropdown,
     tab: CompareTab,
     ready: Any,
-    quick: dict[str, Any],
 ) -> list[Any]:
     """Connect the buttons; ``ready`` is when the page has opened; gives the events after which another base may be wanted."""
     given, shown = [session, box.held, *tab.settings], [tab.variants, *tab.kept]
-    session.change(record, given, [box.held], **quick)
-    gr.on([each.input for each in shown], enter, given, [box.held], trigger_mode="always_last", **quick)
-    gr.on([each.change for each in shown], follow, given, [box.held], trigger_mode="always_last", **quick)
-    ready.success(begin, [session, *tab.settings], [box.held], **quick)
-    box.held.change(able, [box.held], [box.undo, box.redo], **quick)
+    session.change(record, given, [box.held], **ALONE)
+    newest([each.input for each in shown], enter, given, [box.held], **ALONE)
+    newest([each.change for each in shown], follow, given, [box.held], **ALONE)
+    ready.success(begin, [session, *tab.settings], [box.held], **ALONE)
+    box.held.change(able, [box.held], [box.undo, box.redo], **ALONE)
     moved = [box.held, session, base, tab.variants, tab.known, *tab.kept]
     return [
-        button.click(function, [box.held], moved, **quick) for button, function in ((box.undo, back), (box.redo, forth))
+        button.click(function, [box.held], moved, **ALONE) for button, function in ((box.undo, back), (box.redo, forth))
     ]

@@ -14,6 +14,7 @@ from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
+from components.events import PRIVATE, newest
 from components.library.shelf import local, shelf
 from components.messages import told
 from components.session import opening, restore
@@ -187,20 +188,19 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, r
 
     Gives the event after which another base may be wanted.
     """
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     given = [session, *tab.settings]
-    box.copy.click(copied, given, [box.shared], **private).success(None, [box.shared], None, js=COPY, **private)
-    made = box.make.click(saved, given, [box.save], **private)
-    made.success(None, None, None, js=fragments.PRESS % FILE, **private)
-    ready.then(wanted_of, [box.address], [box.wanted], **private)
+    box.copy.click(copied, given, [box.shared], **PRIVATE).success(None, [box.shared], None, js=COPY, **PRIVATE)
+    made = box.make.click(saved, given, [box.save], **PRIVATE)
+    made.success(None, None, None, js=fragments.PRESS % FILE, **PRIVATE)
+    ready.then(wanted_of, [box.address], [box.wanted], **PRIVATE)
     filled = [*outputs(tab, session, base), box.asked]
-    brought = box.wanted.change(opened, [session, box.wanted], filled, **private)
-    tab.progress.halt(stopped, None, [tab.progress], cancels=[brought], **private)
-    tab.progress.halt(None, None, None, js=FAILED, **private)
-    brought.failure(cleared, None, [tab.progress], **private)
-    brought.failure(None, None, None, js=FAILED, **private)
-    brought.success(link_of, given, [box.link], **private).then(None, [box.link], None, js=ARRIVED, **private)
+    brought = box.wanted.change(opened, [session, box.wanted], filled, **PRIVATE)
+    tab.progress.halt(stopped, None, [tab.progress], cancels=[brought], **PRIVATE)
+    tab.progress.halt(None, None, None, js=FAILED, **PRIVATE)
+    brought.failure(cleared, None, [tab.progress], **PRIVATE)
+    brought.failure(None, None, None, js=FAILED, **PRIVATE)
+    brought.success(link_of, given, [box.link], **PRIVATE).then(None, [box.link], None, js=ARRIVED, **PRIVATE)
     changes = [session.change, tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
-    gr.on(changes, link_of, given, [box.link], **private)
-    box.link.change(None, [box.link], None, js=WRITE, **private)
+    newest(changes, link_of, given, [box.link])
+    box.link.change(None, [box.link], None, js=WRITE, **PRIVATE)
     return brought

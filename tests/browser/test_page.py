@@ -146,3 +146,15 @@ def test_nothing_overflows_on_a_phone(opened: Opened) -> None:
         tab(page, name)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+def test_a_page_left_alone_asks_for_nothing(opened: Opened) -> None:
+    page, asked = opened(), []
+    tab(page, "Library")
+    for card in page.get_by_role("checkbox", checked=True).all()[::-1]:
+        card.click()  # each before the page has followed the last
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(0)
+    page.wait_for_timeout(6000)
+    page.on("request", lambda request: asked.append(request.post_data) if "queue/join" in request.url else None)
+    page.wait_for_timeout(4000)
+    assert asked == []

@@ -1,0 +1,45 @@
+"""How events are listened to, read from the page as the browser gets it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+from components import page
+
+
+@cache
+def config() -> dict[str, Any]:
+    return page.build().get_config_file()
+
+
+def test_what_waits_behind_a_run_stands_alone_on_its_event() -> None:
+    kind = {component["id"]: component["type"] for component in config()["components"]}
+    listeners = defaultdict(list)
+    for dependency in config()["dependencies"]:
+        for component, event in dependency["targets"]:
+            # A state's listeners are begun one by one; what runs in the browser alone never waits.
+            if component is not None and kind.get(component) != "state" and dependency["backend_fn"]:
+                listeners[component, event].append(dependency["trigger_mode"])
+    assert len(listeners) > 50
+    beside = {at: modes for at, modes in listeners.items() if "always_last" in modes and len(modes) > 1}
+    assert beside == {}
+
+
+def test_what_shows_no_progress_keeps_its_state_in_the_first_component() -> None:
+    first = config()["layout"]["children"][0]["id"]
+    hidden = [each for each in config()["dependencies"] if each["show_progress"] == "hidden"]
+    assert len(hidden) > 200
+    assert {tuple(each["show_progress_on"]) for each in hidden} == {(first,)}
+
+
+def test_choices_are_never_dropped_while_an_earlier_one_is_answered() -> None:
+    kinds = {component["id"]: component["type"] for component in config()["components"]}
+    dropping = [
+        (kinds.get(component), event, dependency["id"])
+        for dependency in config()["dependencies"]
+        for component, event in dependency["targets"]
+        if event in ("input", "change") and dependency["backend_fn"] and dependency["trigger_mode"] == "once"
+    ]
+    assert dropping == []
