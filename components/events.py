@@ -14,6 +14,8 @@ MODEL = {**PRIVATE, "concurrency_limit": 1, "concurrency_id": "model"}
 """What runs the base model: one after another."""
 HUB = {**PRIVATE, "concurrency_limit": 4, "concurrency_id": "hub"}
 """What waits for the hub."""
+AT_ONCE = {**PRIVATE, "queue": False}
+"""What takes a moment and fills no state: asked in one request, with half as many steps as in the queue."""
 NEWEST = {**PRIVATE, "trigger_mode": "always_last"}
 """What is wanted again while it runs, runs once more, with the newest values. On a component's own event this may stand only once."""
 

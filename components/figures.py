@@ -8,19 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from components.palette import NEUTRAL, SCALE, adapter_colour
-
-FIT_SCRIPT = """
-// A figure drawn while its tab was hidden, or while it had the row to itself, is drawn anew when it has another width.
-const column = element.closest('.plain');
-const tight = (plot) => plot.clientWidth && plot._fullLayout && Math.abs(plot.clientWidth - plot._fullLayout.width) > 1;
-const fit = () => [...column.querySelectorAll('.js-plotly-plot')].some(tight) && window.dispatchEvent(new Event('resize'));
-new ResizeObserver(() => requestAnimationFrame(fit)).observe(column);
-"""
 
 SAME = 1e-3
 """Values of one measure that differ by less have one colour."""
@@ -52,11 +45,9 @@ def per_module(
     low, high = np.nanmin(values), np.nanmax(values)
     if high - low < SAME:  # rounding is no difference
         heat.update(zmin=low - SAME, zmax=high + SAME)
-    figure = go.Figure(heat)
-    styled(figure, height=110 + 30 * max(3, len(kinds)))
     across = {"title": along, "automargin": True}
-    figure.update_layout(xaxis=across, yaxis={"autorange": "reversed", "automargin": True, "ticks": ""})
-    return figure
+    down = {"autorange": "reversed", "automargin": True, "ticks": ""}
+    return styled(go.Figure(heat), height=110 + 30 * max(3, len(kinds)), xaxis=across, yaxis=down)
 
 
 def named(group: Group) -> str:
@@ -74,11 +65,9 @@ def every(rows: Sequence[str], most: int = 50) -> dict:
 
 def empty(text: str) -> go.Figure:
     """A figure that says why there is nothing to see."""
-    figure = go.Figure()
-    styled(figure, height=300)
     note = {"text": text, "showarrow": False, "font": {"size": 15, "color": NEUTRAL}, "xref": "paper", "yref": "paper"}
-    figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False}, annotations=[{**note, "x": 0.5, "y": 0.5}])
-    return figure
+    unseen: dict[str, Any] = {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
+    return styled(go.Figure(), height=300, **unseen, annotations=[{**note, "x": 0.5, "y": 0.5}])
 
 
 def counted(title: str, most: int) -> dict:
@@ -94,16 +83,18 @@ def counted(title: str, most: int) -> dict:
     }
 
 
-def styled(figure: go.Figure, height: int) -> None:
-    """The look of every figure."""
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 52, "r": 12, "t": 40, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "ui-sans-serif, system-ui, sans-serif", "size": 13, "color": NEUTRAL},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        modebar={"remove": ["autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"], "bgcolor": "rgba(0,0,0,0)"},
-        hoverlabel={"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff"}},
-    )
+def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """The look of every figure, and what is its own. At once: what is changed in a figure one by one is checked one by one."""
+    look = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 52, "r": 12, "t": 40, "b": 44},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "ui-sans-serif, system-ui, sans-serif", "size": 13, "color": NEUTRAL},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        "modebar": {"remove": ["autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"], "bgcolor": "rgba(0,0,0,0)"},
+        "hoverlabel": {"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff"}},
+    }
+    figure.layout = {**figure.layout.to_plotly_json(), **look, **layout}
+    return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from backends import bases
-from components import events, glossary, header, hints
+from components import charts, events, glossary, header, hints
 from components.compare import comparing, examples, pictures, scoring
 from components.compare import tab as compare
 from components.endpoints import adapters as endpoints
@@ -27,6 +27,7 @@ def build() -> gr.Blocks:
     """The page, ready to launch."""
     with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
         still = gr.HTML(visible="hidden")
+        charts.bring()
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session = gr.State(None)

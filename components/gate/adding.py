@@ -99,9 +99,9 @@ def wire(box: AddBox, session: gr.State) -> list[Any]:
     slow = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 4}
     folder = [session, box.folder]
     opened = [
-        box.folder_add.click(open_folder, folder, [box.opened], **slow),
-        box.folder.submit(open_folder, folder, [box.opened], **slow),
-        box.files_add.click(open_files, [box.files], [box.opened], **slow),
+        box.folder_add.click(open_folder, folder, [box.opened], show_progress_on=box.folder, **slow),
+        box.folder.submit(open_folder, folder, [box.opened], show_progress_on=box.folder, **slow),
+        box.files_add.click(open_files, [box.files], [box.opened], show_progress_on=box.files, **slow),
     ]
     opened[-1].success(emptied, None, [box.files], **PRIVATE)
     return [event.success(admit, [session, box.opened], [session, box.made], **ALONE) for event in opened]

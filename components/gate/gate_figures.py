@@ -54,8 +54,6 @@ def _gate_map(
         colorbar=bar,
         **scale,
     )
-    figure = go.Figure(heat)
-    styled(figure, height=160 + min(800, 16 * max(6, len(rows))))
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
     top = {
         "side": "top",
@@ -64,12 +62,13 @@ def _gate_map(
         "title": {"text": title, "standoff": 6, "font": {"size": 13}},
     }
     names = [named(group) for group in groups]
-    figure.update_layout(
+    return styled(
+        go.Figure(heat),
+        height=160 + min(800, 16 * max(6, len(rows))),
         margin={"l": 8, "r": 84, "t": 8, "b": 40},  # the last name leans to the right
         xaxis={**plain, **top, "tickvals": columns, "ticktext": names},
         yaxis={**plain, "autorange": "reversed", "ticksuffix": "\u00a0", **every(rows)},
     )
-    return figure
 
 
 def gate_course(rows: Sequence[str], groups: Sequence[Group], shares: np.ndarray, title: str = "") -> go.Figure:

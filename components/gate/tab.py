@@ -11,7 +11,7 @@ import gradio as gr
 
 from backends import gates as store
 from backends.image import Drawing
-from components import figures, fragments, kinds, queueing
+from components import charts, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
@@ -50,7 +50,7 @@ class GateTab:
     steps: gr.Slider
     seed: gr.Number
     progress: gr.HTML
-    plots: list[gr.Plot]
+    plots: list[charts.Chart]
     masks: gr.CheckboxGroup
     answers: gr.HTML
     keep: gr.Button
@@ -108,15 +108,14 @@ def _looking() -> tuple[Any, ...]:
         steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
     progress = gr.HTML()
-    plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260, "visible": False}
+    hidden: dict[str, Any] = {"min_width": 260, "visible": False}
     with gr.Row():
-        plots = [gr.Plot(label="Choices", elem_id="choices", **plain)]
-        plots.append(gr.Plot(label="Choices for the other prompt", elem_id="other-choices", **plain))
-    plain["min_width"] = 360
+        plots = [charts.create("Choices", elem_id="choices", **hidden)]
+        plots.append(charts.create("Choices for the other prompt", elem_id="other-choices", **hidden))
+    hidden["min_width"] = 360
     with gr.Row():
-        plots.append(gr.Plot(label="Choices step by step", elem_id="course", **plain))
-        plots.append(gr.Plot(label="The other prompt's step by step", elem_id="other-course", **plain))
-    gr.HTML(visible="hidden", js_on_load=figures.FIT_SCRIPT)
+        plots.append(charts.create("Choices step by step", elem_id="course", **hidden))
+        plots.append(charts.create("The other prompt's step by step", elem_id="other-course", **hidden))
     info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
     masks = Ticks([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")

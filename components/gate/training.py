@@ -15,7 +15,7 @@ from backends import device
 from backends import gates as store
 from backends.training import Training
 from backends.training_lent import LentTraining, begin
-from components import controls, figures, fragments, queueing
+from components import charts, controls, figures, fragments, queueing
 from components.compare.tab import awaited
 from components.events import PRIVATE, newest
 from components.gate import gate_figures, gating, training_data
@@ -51,8 +51,8 @@ class TrainBox:
     run: gr.Button
     stop: gr.Button
     progress: gr.HTML
-    curves: gr.Plot
-    choices: gr.Plot
+    curves: charts.Chart
+    choices: charts.Chart
     ticket: gr.State
     made: gr.State
 
@@ -98,9 +98,8 @@ def create_charts() -> tuple[Any, ...]:
     with gr.Column(elem_classes="plain by-training"):
         progress = gr.HTML(label="Training progress")
         with gr.Row(elem_classes="by-charts"):
-            plain: dict[str, Any] = {"show_label": False, "container": False, "min_width": 260}
-            curves = gr.Plot(label="Training curves", elem_id="curves", **plain)
-            choices = gr.Plot(label="Gates now", elem_id="gates-now", **plain)
+            curves = charts.create("Training curves", elem_id="curves", min_width=260)
+            choices = charts.create("Gates now", elem_id="gates-now", min_width=260)
     return progress, curves, choices
 
 

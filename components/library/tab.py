@@ -144,9 +144,12 @@ def wire(tab: LibraryTab, session: gr.State, account: gr.State) -> Any:
     tab.cards.weigh(weigh, [session], [session], **quick)
     keys = gr.State("")
     slow = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 4}
-    opened = [listen(open_folder, [tab.folder], [keys], **slow) for listen in (tab.folder_add.click, tab.folder.submit)]
-    opened.append(tab.files_add.click(open_files, [tab.files], [keys, tab.files], **slow))
-    opened.append(tab.directory.upload(open_files, [tab.directory], [keys, tab.directory], **slow))
+    opened = [
+        listen(open_folder, [tab.folder], [keys], show_progress_on=tab.folder, **slow)
+        for listen in (tab.folder_add.click, tab.folder.submit)
+    ]
+    for listen, files in ((tab.files_add.click, tab.files), (tab.directory.upload, tab.directory)):
+        opened.append(listen(open_files, [files], [keys, files], show_progress_on=files, **slow))
     for event in opened:
         event.success(join, [session, keys], [session], **quick)
     for event in from_hub.wire(tab.hub, session, account):

@@ -206,8 +206,10 @@ def refresh(session: Session) -> tuple[Any, Any, Any]:
     )
 
 
-def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown) -> list[Any]:
-    """Connect the section's events; gives those after which an edit has joined the variants.
+def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown) -> tuple[list[Any], Any]:
+    """Connect the section's events.
+
+    Gives those after which an edit has joined the variants, and the one after which a kept selection is back.
 
     Args:
         reported: the merge whose report is shown.
@@ -218,9 +220,9 @@ def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdo
         box.scale.click(scale, [session, chosen, box.factor], [session], **ALONE),
     ]
     box.keep.click(keep, [session, chosen, box.name], [session, box.name], **ALONE)
-    newest([box.kept.input], recall, [session, box.kept], [chosen], **ALONE)
+    recalled = newest([box.kept.input], recall, [session, box.kept], [chosen], **ALONE)
     merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     saved = box.save.click(save, [session, box.edited], [box.made], **merging)
     saved.success(join, [session, box.made], [session, reported], **ALONE)
     session.change(refresh, [session], [box.kept, box.edited, box.save], **PRIVATE)
-    return edits
+    return edits, recalled

@@ -2,12 +2,11 @@
 const send = (origin, value) => trigger('select', {origin, value});
 const ids = (points) => points.filter((point) => point.customdata).map((point) => point.customdata[0]);
 const find = (where) => document.querySelector(`${where} .js-plotly-plot`);
-let place = null; // where a person zoomed to, in a plot that the next drawing replaces
 let caught = null; // how many units a lasso holds that the plot greys out by itself
 
 const wire = () => {
   const map = find('#unit-map'), view = find('#clusters');
-  if (map && map.on && !map.dataset.wired) {
+  if (map && !map.dataset.wired) {
     map.dataset.wired = 'yes';
     map.on('plotly_selected', (event) => {
       if (!event || !(event.lassoPoints || event.range)) return; // a redraw, not a person
@@ -16,14 +15,8 @@ const wire = () => {
     });
     map.on('plotly_click', (event) => ids(event.points).length && send('map', ids(event.points).slice(0, 1)));
     map.on('plotly_deselect', () => send('clear', null));
-    const {uirevision} = map.layout; // says which points these are
-    if (place && place.of === uirevision) Plotly.relayout(map, place.at);
-    map.on('plotly_relayout', () => {
-      const {xaxis, yaxis, dragmode} = map.layout;
-      place = xaxis.autorange ? null : {of: uirevision, at: {'xaxis.range': [...xaxis.range], 'yaxis.range': [...yaxis.range], dragmode}};
-    });
   }
-  if (view && view.on && !view.dataset.wired) {
+  if (view && !view.dataset.wired) {
     view.dataset.wired = 'yes';
     view.on('plotly_click', ({points: [point]}) => {
       const at = point.pointNumber;
@@ -31,7 +24,7 @@ const wire = () => {
     });
   }
 };
-new MutationObserver(wire).observe(document.body, {childList: true, subtree: true});
+document.addEventListener('drawn', wire);
 wire();
 
 const page = () => document.querySelector('#map-page');

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import figures, fragments
+from components import charts, figures, fragments
 from components.events import NEWEST, PRIVATE, heard
 from components.map import maps, selection, unit_figures
 from components.messages import told
@@ -25,7 +25,7 @@ class PlotBox:
 
     note: gr.HTML
     stop: gr.Button
-    plot: gr.Plot
+    plot: charts.Chart
     come: gr.State
 
     @property

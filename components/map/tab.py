@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from components import figures, fragments
-from components.events import ALONE, NEWEST, PRIVATE, heard
+from components import charts, figures, fragments
+from components.events import ALONE, AT_ONCE, NEWEST, PRIVATE, heard
 from components.following import Within
 from components.map import ablate, bricks, maps, pictured, plot, selection, trying, unit_details, unit_figures, views
 from components.messages import told
@@ -35,7 +35,7 @@ class MapTab:
     bridge: gr.HTML
     view: gr.Dropdown
     title: gr.HTML
-    chart: gr.Plot
+    chart: charts.Chart
     strip: gr.HTML
     pin: gr.Button
     details: gr.HTML
@@ -78,11 +78,11 @@ def create() -> MapTab:
         note, stop = plot.line()
         with gr.Row():
             with gr.Column(scale=3, min_width=320, elem_classes="by-figures"):
-                shown = gr.Plot(label="Unit map", show_label=False, elem_id="unit-map", container=False)
+                shown = charts.create("Unit map", elem_id="unit-map")
             with gr.Column(scale=2, min_width=300, elem_classes="by-figures"):
                 view = gr.Dropdown(list(views.VIEWS), value=next(iter(views.VIEWS)), label="View", filterable=False)
                 title = gr.HTML(elem_id="view-title")
-                chart = gr.Plot(label="View beside the map", show_label=False, elem_id="clusters", container=False)
+                chart = charts.create("View beside the map", elem_id="clusters")
         strip = gr.HTML(label="Layers", elem_id="layers")
         brick_box, try_box = bricks.create(), trying.create()
         pin = gr.Button("Pin this brick", visible=False, scale=0, min_width=160, elem_classes="by-alone")
@@ -90,7 +90,6 @@ def create() -> MapTab:
         picture_box = pictured.create()
         table = gr.HTML(label="Bricks")
         ablate_box = ablate.create()
-        gr.HTML(visible="hidden", js_on_load=figures.FIT_SCRIPT)
     bridge = gr.HTML(visible="hidden", html_template="<i></i>", js_on_load=SCRIPT.read_text(encoding="utf-8"))
     states = gr.State(Selection()), gr.State(None)
     map = plot.PlotBox(note, stop, shown, gr.State(0))
@@ -140,29 +139,24 @@ def beside(session: Session, kind: str | None, layer: str, k: int, name: str) ->
 @told
 def recluster(
     session: Session, chosen: Selection, kind: str, layer: str, k: int, colour: str, projection: str, name: str
-) -> Iterator[tuple]:
+) -> tuple[Any, ...]:
     """What another number of clusters changes: the view, the table, and the map where it is coloured by cluster."""
     view = maps.seen(session, kind, layer, k)
     drawn = plot.figure(view, chosen, colour, projection) if colour == "cluster" else gr.skip()
-    for title, chart in beside(session, kind, layer, k, name):
-        yield drawn, plot.caption(view), selection.table(view, chosen), title, chart
+    shown = views.VIEWS[name](session, view) if name in views.CLUSTERED else None
+    others = (fragments.heading(shown.title, shown.about), shown.figure) if shown else (gr.skip(), gr.skip())
+    return drawn, plot.caption(view), selection.table(view, chosen), *others
 
 
 @told
 def select(
-    session: Session, chosen: Selection, kind: str, layer: str, k: int, name: str, ablated: tuple[UnitSet, ...],
-    event: gr.EventData,
-) -> Selection:  # fmt: skip
-    """Remember what was selected in any view; what comes from the browser is checked."""
-    return selection.caught(
-        session,
-        maps.seen(session, kind, layer, k),
-        chosen,
-        name,
-        ablated,
-        getattr(event, "origin", None),
-        getattr(event, "value", None),
-    )
+    session: Session, chosen: Selection, kind: str, layer: str, k: int, projection: str, name: str,
+    ablated: tuple[UnitSet, ...], event: gr.EventData,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Remember what was selected in any view, and let all others follow; what comes from the browser is checked."""
+    origin, value = getattr(event, "origin", None), getattr(event, "value", None)
+    found = selection.caught(session, maps.seen(session, kind, layer, k), chosen, name, ablated, origin, value)
+    return found, *follow(session, found, kind, layer, k, projection)
 
 
 @told
@@ -207,7 +201,7 @@ def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropd
     chosen, looks = tab.chosen, [tab.colour, tab.projection]
     everything = [session, chosen, *tab.place]
     session.change(picks, [session], [tab.picked], **PRIVATE)
-    tab.picked.change(left, [session, chosen], [chosen], **ALONE)
+    kept = tab.picked.change(left, [session, chosen], [chosen], **ALONE)
     set_up = [
         event(controls, [session, *tab.place], tab.place, **NEWEST)
         for event in (tab.picked.change, heard([tab.kind.input]).then)
@@ -218,12 +212,15 @@ def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropd
         listen(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
         listen(follow, [*everything, tab.projection], tab.following, **NEWEST)
     reclustered = [*tab.map.drawn, tab.table, *tab.beside]
-    tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, **NEWEST)
+    tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, **{**NEWEST, **AT_ONCE})
     tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
-    tab.bridge.select(select, [*everything, tab.view, tab.ablate.found], [chosen], trigger_mode="multiple", **ALONE)
-    chosen.change(follow, [*everything, tab.projection], tab.following, **PRIVATE)
-    tab.pin.click(pin, [chosen], [chosen], **ALONE)
-    edits = bricks.wire(tab.bricks, session, chosen, reported)
+    seen = [*everything, tab.projection]
+    tab.bridge.select(
+        select, [*seen, tab.view, tab.ablate.found], [chosen, *tab.following], trigger_mode="multiple", **ALONE
+    )
+    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported)
+    for changed in (kept, recalled, tab.pin.click(pin, [chosen], [chosen], **ALONE)):
+        changed.then(follow, seen, tab.following, **NEWEST)
     trying.wire(tab.trying, tab.bricks, edits, session, tab.picked, settings)
     pictured.wire(tab.pictured, session, chosen, tab.picked)
     ablate.wire(tab.ablate, session, tab.picked, tab.place, maps.where)

@@ -75,15 +75,15 @@ def unit_map(points: Points, groups: Sequence[Group], colour: str, marks: Marks 
 
     Its last two traces are the marks: lines to the nearest units, and rings.
     """
-    marks, figure = marks or Marks(), go.Figure()
+    marks = marks or Marks()
     shown = None if marks.rows is None else np.isin(np.arange(len(points.xy)), marks.rows)
-    for rows, marker, name in _layers(points, groups, colour):
-        figure.add_trace(_scatter(points, rows, marker, name, shown, colour))
-    figure.add_traces(_overlay(marks.data(points.xy)))
+    layers = _layers(points, groups, colour)
+    traces = [_scatter(points, rows, marker, name, shown, colour) for rows, marker, name in layers]
     axis = {"showgrid": True, "gridcolor": GRID, "zeroline": False, "showticklabels": False, "title": None}
-    styled(figure, height=540)
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 36, "b": 8})
-    figure.update_layout(
+    return styled(
+        go.Figure([*traces, *_overlay(marks.data(points.xy))]),
+        height=540,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
         xaxis=axis,
         yaxis={**axis, "scaleanchor": "x"},
         dragmode="lasso",
@@ -94,7 +94,6 @@ def unit_map(points: Points, groups: Sequence[Group], colour: str, marks: Marks 
         showlegend=colour == "adapter",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemsizing": "constant"},
     )
-    return figure
 
 
 def _layers(points: Points, groups: Sequence[Group], colour: str) -> list[tuple[np.ndarray, dict, str]]:
@@ -131,7 +130,7 @@ def _scatter(
         mode="markers",
         name=name,
         marker={"size": size, "opacity": 0.85, **line, **_of_rows(marker, rows)},
-        text=[points.modules[m] for m in points.module[rows]] if count <= NAMED else None,
+        text=np.array(points.modules)[points.module[rows]] if count <= NAMED else None,
         hovertemplate=f"{told}<extra>{name}</extra>",
         hoverlabel={"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff", "size": 13}},
         customdata=np.column_stack([facts, points.layer[rows]]).astype(np.float32),
@@ -213,8 +212,9 @@ def mixtures(points: Points, adapters: int) -> tuple[list[int], np.ndarray, np.n
 
 def _bars(figure: go.Figure, across: dict, what: str) -> go.Figure:
     most = int(sum(np.asarray(bar.y) for bar in figure.data).max(initial=1))
-    styled(figure, height=360)
-    figure.update_layout(
+    return styled(
+        figure,
+        height=360,
         barmode="stack",
         bargap=0.22,
         xaxis=across,
@@ -222,4 +222,3 @@ def _bars(figure: go.Figure, across: dict, what: str) -> go.Figure:
         legend=BELOW,
         margin={"l": 44, "r": 8, "t": 12, "b": 8},
     )
-    return figure

@@ -22,31 +22,29 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title:
     told = [[f"{row} · {column}" for column in columns] for row in rows]
     bar = {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     few = values.size <= 64 and values.shape[1] <= 12
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=list(range(len(columns))),
-            y=list(range(len(rows))),
-            text=told,
-            texttemplate=f"%{{z:{shape}}}" if few else None,
-            textfont={"color": "#1c1917"},
-            colorscale=SCALE,
-            zmin=0,
-            zmax=np.nanmax(values, initial=0) or 1,
-            xgap=1,
-            ygap=1,
-            hovertemplate=f"%{{text}}<br>{title} %{{z:{shape}}}<extra></extra>",
-            colorbar=bar,
-        )
+    heat = go.Heatmap(
+        z=values,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        text=told,
+        texttemplate=f"%{{z:{shape}}}" if few else None,
+        textfont={"color": "#1c1917"},
+        colorscale=SCALE,
+        zmin=0,
+        zmax=np.nanmax(values, initial=0) or 1,
+        xgap=1,
+        ygap=1,
+        hovertemplate=f"%{{text}}<br>{title} %{{z:{shape}}}<extra></extra>",
+        colorbar=bar,
     )
-    styled(figure, height=130 + min(640, max(26 * len(rows), 120)))
     plain = {"showgrid": False, "zeroline": False, "ticks": "", "automargin": True}
-    figure.update_layout(
+    return styled(
+        go.Figure(heat),
+        height=130 + min(640, max(26 * len(rows), 120)),
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
         xaxis={**plain, **every(columns, 16), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
         yaxis={**plain, **every(rows), "autorange": "reversed", "ticksuffix": "\u00a0"},
     )
-    return figure
 
 
 def names(groups: Sequence[Group]) -> list[str]:
@@ -78,12 +76,12 @@ def silhouette(ks: Sequence[int], values: Sequence[float], paper: int) -> go.Fig
 
 
 def _lines(figure: go.Figure, across: str, up: str) -> go.Figure:
-    styled(figure, height=360)
     axis = {"gridcolor": GRID, "zeroline": False, "automargin": True}
-    figure.update_layout(
+    return styled(
+        figure,
+        height=360,
         xaxis={**axis, "title": across, "tickformat": "d"},
         yaxis={**axis, "title": up},
         legend=BELOW,
         margin={"l": 44, "r": 12, "t": 28, "b": 8},
     )
-    return figure

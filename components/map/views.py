@@ -169,6 +169,8 @@ VIEWS: dict[str, View] = {
 SLOW = ("Layers × adapters: interference", "Adapters × adapters: unit cosine", "Adapters × adapters: inputs",
         "Adapters × adapters: outputs", "Silhouette over k")  # fmt: skip
 """Views that take seconds the first time."""
+CLUSTERED = ("Clusters", "Clusters × adapters")
+"""Views of the clusters that there are: another k changes them."""
 
 
 def units_at(session: Session, seen: maps.View, view: str, place: Any) -> UnitSet:

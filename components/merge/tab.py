@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 import lego
-from components import controls, fragments, kinds, queueing
+from components import charts, controls, fragments, kinds, queueing
 from components.compare import export
 from components.events import ALONE, NEWEST, PRIVATE, newest
 from components.library.shelf import shelf
@@ -45,7 +45,7 @@ class MergeTab:
     download: gr.DownloadButton
     report: gr.HTML
     measure: gr.Radio
-    chart: gr.Plot
+    chart: charts.Chart
 
 
 def create() -> MergeTab:
@@ -87,7 +87,7 @@ def _result() -> tuple[Any, ...]:
         download = gr.DownloadButton("Download adapter (zip)", interactive=False, min_width=160, scale=2)
     report = gr.HTML(NOTHING, label="Merge report")
     measure = gr.Radio(list(reports.MEASURES), value="relative error", label="Per module", visible=False)
-    chart = gr.Plot(label="Merge per module", show_label=False, container=False, visible=False)
+    chart = charts.create("Merge per module", elem_id="per-module", visible=False)
     return shown, download, report, measure, chart
 
 
@@ -154,11 +154,11 @@ def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     session = kinds.own(session)
     names = {made.key: made.name for made in session.merges}
     if not names:
-        return NOTHING, gr.Radio(visible=False), gr.Plot(visible=False), gr.DownloadButton(interactive=False)
+        return NOTHING, gr.Radio(visible=False), charts.Chart(visible=False), gr.DownloadButton(interactive=False)
     if shown not in names:  # the choice is still on its way: several events may be
         shown = session.merges[-1].key
     report = making.report_of(shown)
-    chart = gr.Plot(reports.chart(report, measure), visible=True)
+    chart = charts.Chart(reports.chart(report, measure), visible=True)
     file = export.adapter_zip(shown, names[shown])
     old = "" if reports.current(report, session) else "Other adapters or weights are picked now: press Merge for those."
     return (

@@ -43,3 +43,10 @@ def test_choices_are_never_dropped_while_an_earlier_one_is_answered() -> None:
         if event in ("input", "change") and dependency["backend_fn"] and dependency["trigger_mode"] == "once"
     ]
     assert dropping == []
+
+
+def test_progress_is_shown_where_it_can_be_seen() -> None:
+    kinds = {component["id"]: component["type"] for component in config()["components"]}
+    shown = [each for each in config()["dependencies"] if each["show_progress"] != "hidden" and each["backend_fn"]]
+    assert len(shown) > 5
+    assert not any(kinds[place] == "state" for each in shown for place in each["show_progress_on"] or each["outputs"])

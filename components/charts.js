@@ -1,0 +1,26 @@
+// Draws the figure that the value holds. The next one changes it in place, so that zoom, legend and canvas stay.
+const plot = element.firstElementChild;
+const width = () => plot.clientWidth || undefined; // nothing while its tab is hidden
+const fit = () => plot._fullLayout && width() && width() !== plot._fullLayout.width && Plotly.relayout(plot, {width: width()});
+let shown = '';
+
+const draw = async () => {
+  while (!window.Plotly) await new Promise((next) => setTimeout(next, 20)); // a hidden plot brings it
+  const wanted = props.value ?? '';
+  if (wanted === shown) return;
+  shown = wanted;
+  if (wanted) {
+    const {data, layout} = JSON.parse(wanted);
+    await Plotly.react(plot, data, {...layout, width: width()});
+  } else {
+    Plotly.purge(plot);
+    plot.className = '';
+  }
+  element.dispatchEvent(new CustomEvent('drawn', {bubbles: true}));
+};
+
+let drawn = Promise.resolve();
+const next = () => { drawn = drawn.then(draw); };
+watch('value', next);
+new ResizeObserver(() => requestAnimationFrame(fit)).observe(element);
+next();
