@@ -94,10 +94,11 @@ def lines(told: Iterable[tuple[str, float | None]]) -> Iterator[str]:
 
 
 class Turn:
-    """That a page asked for something; it is ``current`` until the page asks for the next."""
+    """That a page asked for something; it is ``current`` until the page asks for the next, ``taken`` once it is being answered."""
 
     def __init__(self, turns: Turns, who: str) -> None:
         self._turns, self._who = turns, who
+        self.taken = False
 
     @property
     def current(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from lego import AdapterError
 from lego.edit import Edit
 from lego.unitset import UnitSet, indices
 
+Asking = Callable[[Callable[..., Session]], Callable[..., tuple[int, Session]]]
 MUTE, SOLO, SCALE = "mute", "solo", "scale"
 MOST_FACTOR = 100
 NAME_LENGTH = 60
@@ -206,18 +207,24 @@ def refresh(session: Session) -> tuple[Any, Any, Any]:
     )
 
 
-def wire(box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown) -> tuple[list[Any], Any]:
+def wire(
+    box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown, asked: gr.State, asking: Asking
+) -> tuple[list[Any], Any]:
     """Connect the section's events.
-
-    Gives those after which an edit has joined the variants, and the one after which a kept selection is back.
 
     Args:
         reported: the merge whose report is shown.
+        asked, asking: how often an edit was to be tried, and what makes an edit count there.
+
+    Returns:
+        The edits, and the event after which a kept selection is back.
     """
+    # What is tried first: the rest of the page follows the session in the meantime.
+    given, changed = [asked, session, chosen], [asked, session]
     edits = [
-        box.mute.click(mute, [session, chosen], [session], **ALONE),
-        box.solo.click(solo, [session, chosen], [session], **ALONE),
-        box.scale.click(scale, [session, chosen, box.factor], [session], **ALONE),
+        box.mute.click(asking(mute), given, changed, **ALONE),
+        box.solo.click(asking(solo), given, changed, **ALONE),
+        box.scale.click(asking(scale), [*given, box.factor], changed, **ALONE),
     ]
     box.keep.click(keep, [session, chosen, box.name], [session, box.name], **ALONE)
     recalled = newest([box.kept.input], recall, [session, box.kept], [chosen], **ALONE)

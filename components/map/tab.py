@@ -218,7 +218,7 @@ def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropd
     tab.bridge.select(
         select, [*seen, tab.view, tab.ablate.found], [chosen, *tab.following], trigger_mode="multiple", **ALONE
     )
-    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported)
+    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported, tab.trying.asked, trying.asking)
     for changed in (kept, recalled, tab.pin.click(pin, [chosen], [chosen], **ALONE)):
         changed.then(follow, seen, tab.following, **NEWEST)
     trying.wire(tab.trying, tab.bricks, edits, session, tab.picked, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ from components.library.shelf import shelf
 from components.map.bricks import BrickBox
 from components.messages import told
 from components.session.state import Column, Session, columns
-from components.work import loading
+from components.work import Turns, loading
 from lego import AdapterError
 from mole.pool import Weighting
+
+_newest = Turns()
+"""The last edit of each page: of several it alone is tried, not each of them in turn."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TryBox:
     progress: gr.HTML
     stop: gr.Button
     shown: gr.HTML
+    asked: gr.State
 
     @property
     def line(self) -> list[Any]:
@@ -42,7 +46,7 @@ def create() -> TryBox:
     """Lay the section out; nothing is wired yet."""
     progress = gr.HTML()
     stop = gr.Button("Stop trying", visible=False, scale=0, min_width=140, elem_classes="by-alone")
-    return TryBox(progress, stop, gr.HTML(label="What the edit changes"))
+    return TryBox(progress, stop, gr.HTML(label="What the edit changes"), gr.State(0))
 
 
 def pair(session: Session) -> list[Column]:
@@ -61,10 +65,35 @@ def pair(session: Session) -> list[Column]:
     return [before, next(column for column in every if column.id == f"edited:{newest.name}")]
 
 
+def asking(edit: Callable[..., Session]) -> Callable[..., tuple[int, Session]]:
+    """An edit that is tried next: how often that was asked for, and the session with it."""
+
+    def press(asked: int, request: gr.Request, *given: Any) -> tuple[int, Session]:
+        edited = edit(*given)
+        _newest.begin(str(request.session_hash))
+        return asked + 1, edited
+
+    return press
+
+
 @told
-def start(session: Session, *settings: Any) -> Iterator[tuple]:
-    """Run the newest edit beside its exact sum."""
-    form, coming = Form.of(settings), loading(session.base)
+def start(request: gr.Request, session: Session, *settings: Any) -> Iterator[tuple]:
+    """Run the newest edit beside its exact sum, until there is a newer one."""
+    turn = _newest.of(str(request.session_hash))
+    yield (gr.skip(),) * 3
+    if turn is None or turn.taken:  # stopped, or tried already: there were several edits while it waited for the model
+        return
+    turn.taken = True
+    with turn:
+        for step in tried(session, settings):
+            if not turn.current:
+                return
+            yield step
+
+
+def tried(session: Session, settings: Sequence[Any]) -> Iterator[tuple]:
+    """The line, its Stop and both columns, as they come."""
+    form, coming = Form.of(tuple(settings)), loading(session.base)
     prompts, both, busy = read_prompts(form.prompts), pair(session), gr.Button(visible=True)
     for _ in coming.watch():
         yield awaited(coming), busy, gr.skip()
@@ -88,13 +117,9 @@ def waiting() -> tuple[Any, ...]:
     return fragments.progress("Waiting for the model", None), gr.Button(visible=True)
 
 
-def following(number: int) -> int:
-    """One edit more."""
-    return number + 1
-
-
-def ended() -> tuple[Any, ...]:
-    """After a stop or an error."""
+def ended(request: gr.Request) -> tuple[Any, ...]:
+    """After a stop or an error: what waits is not tried either."""
+    _newest.end(str(request.session_hash))
     return fragments.subtle("Stopped."), gr.Button(visible=False)
 
 
@@ -103,8 +128,9 @@ def idle() -> tuple[Any, ...]:
     return "", gr.Button(visible=False)
 
 
-def cleared() -> tuple[Any, ...]:
+def cleared(request: gr.Request) -> tuple[Any, ...]:
     """Nothing is tried, and nothing shown."""
+    _newest.end(str(request.session_hash))
     return *idle(), ""
 
 
@@ -115,18 +141,15 @@ def wire(
 
     Args:
         buttons: those that edit.
-        edits: the events after which an edit has joined the variants.
+        edits: the events that let an edit join the variants.
         picked: changes with the picks, with which what was tried leaves.
         settings: of Compare.
     """
-    asked = gr.State(0)
     for edit in edits:
-        edit.success(following, [asked], [asked], **PRIVATE)
         edit.failure(idle, None, box.line, **PRIVATE)
-    # The last of several edits is tried, not each of them in turn.
-    run = asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="always_last", **MODEL)
+    run = box.asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="multiple", **MODEL)
     run.failure(ended, None, box.line, **PRIVATE)
-    queueing.follow(asked.change, "model", box.progress)
+    queueing.follow(box.asked.change, "model", box.progress)
     pressed = [buttons.mute.click, buttons.solo.click, buttons.scale.click]
     gr.on(pressed, waiting, None, box.line, **PRIVATE)
     box.stop.click(ended, None, box.line, cancels=[run], **PRIVATE)

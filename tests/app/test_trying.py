@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +20,7 @@ from components.library import shelf
 from components.map import bricks, pictured, trying
 from components.session.state import Selection, Session
 from components.work import loading
-from lego import Adapter, Factors, write_adapter
+from lego import Adapter, AdapterError, Factors, write_adapter
 from lego.unitset import UnitSet
 from mole.pool import Weighting
 from tests.tiny_pipelines import tiny_folder, write_lora
@@ -78,7 +78,7 @@ def settings(**changed: object) -> tuple[object, ...]:
 
 def test_an_edit_is_tried_beside_its_sum(session: Session, unit: tuple[str, str, int], tmp_path: Path) -> None:
     edited = bricks.mute(session, Selection(UnitSet.of([unit])))
-    *_, (_, _, html), (line, _, _) = trying.start(edited, *settings())
+    *_, (_, _, html), (line, _, _) = trying.tried(edited, settings())
     assert "2 variants × 1 prompt × 1 seed in" in line
     names = [pair.name for pair in trying.pair(edited)]
     assert names == ["Exact sum", "Sum without 1 brick"]
@@ -104,11 +104,11 @@ def test_a_picture_with_and_without_a_brick(session: Session, unit: tuple[str, s
 
 
 def test_what_cannot_be_tried_is_told(session: Session, unit: tuple[str, str, int]) -> None:
-    with pytest.raises(gr.Error, match="nothing is muted"):
-        next(trying.start(session, *settings()))
+    with pytest.raises(AdapterError, match="nothing is muted"):
+        next(trying.tried(session, settings()))
     edited = bricks.mute(session, Selection(UnitSet.of([unit])))
-    with pytest.raises(gr.Error, match="no prompt"):
-        next(trying.start(edited, *settings(prompts=" ")))
+    with pytest.raises(AdapterError, match="no prompt"):
+        next(trying.tried(edited, settings(prompts=" ")))
     with pytest.raises(gr.Error, match="no brick is selected"):
         next(pictured.run(session, Selection(), PROMPT))
 
@@ -118,3 +118,34 @@ def test_the_sum_is_the_one_that_the_edit_began_with(session: Session, unit: tup
     whole, muted = trying.pair(edited)
     assert whole.weighting.adapters == muted.weighting.adapters == session.weights
     assert all(key in shelf.shelf(edited) for key, _ in whole.weighting.adapters)
+
+
+def test_of_several_edits_the_newest_is_tried_and_none_after_a_stop(
+    session: Session, unit: tuple[str, str, int]
+) -> None:
+    chosen, visitor = Selection(UnitSet.of([unit])), gr.Request(session_hash="visitor")
+
+    def pressed(asked: int, edit: Callable[..., Session], now: Session) -> Session:
+        count, edited = trying.asking(edit)(asked, visitor, now, chosen)
+        assert count == asked + 1
+        return edited
+
+    def titles(run: Iterator[tuple]) -> set[str]:
+        return {title for _, _, html in run if isinstance(html, str) for title, _ in shown(html)}
+
+    one = pressed(0, bricks.mute, session)
+    first = trying.start(visitor, one, *settings())
+    next(first), next(first)
+    two = pressed(1, bricks.solo, one)
+    second, third = (trying.start(visitor, pressed(n, bricks.mute, two), *settings()) for n in (2, 3))
+    assert titles(first) == set(), "it ends where it is"
+    assert any("Sum without" in title for title in titles(second))
+    assert titles(third) == set(), "it has been tried already"
+
+    waiting = trying.start(visitor, pressed(4, bricks.solo, two), *settings())
+    trying.ended(visitor)
+    assert list(waiting) == [(gr.skip(),) * 3]
+    running = trying.start(visitor, pressed(5, bricks.solo, two), *settings())
+    next(running), next(running)
+    trying.ended(visitor)
+    assert list(running) == []
