@@ -12,6 +12,7 @@ PARTS = (
     "merging",
     "maps",
     "explorer",
+    "answers",
     "interference",
     "tasks",
     "gating",

@@ -50,15 +50,17 @@ def best(work: Callable[[], object], rounds: int) -> float:
     return min(times)
 
 
-def adapters(count: int, rank: int, layers: int, size: int, own: float) -> list[Adapter]:
+def adapters(
+    count: int, rank: int, layers: int, size: int, own: float, names: str = "layers.{}.q_proj"
+) -> list[Adapter]:
     """Random adapters: each unit is one that all of them share, plus `own` times one that is its own."""
     generator = torch.Generator().manual_seed(0)
-    names = [f"layers.{layer}.q_proj" for layer in range(layers)]
+    modules = [names.format(layer) for layer in range(layers)]
     shared = torch.randn(2, layers, rank, size, generator=generator) * (own < 1)
     made = []
     for index in range(count):
         down, up = shared + own * torch.randn(2, layers, rank, size, generator=generator)
-        factors = {name: Factors(a, b.T, 1.0) for name, a, b in zip(names, down, up, strict=True)}
+        factors = {name: Factors(a, b.T, 1.0) for name, a, b in zip(modules, down, up, strict=True)}
         made.append(Adapter.from_factors(f"adapter {index}", factors))
     return made
 

@@ -13,7 +13,7 @@ import gradio as gr
 from backends import bases
 from components import fragments, kinds
 from components.compare import comparing, examples
-from components.events import ALONE, PRIVATE
+from components.events import ALONE, PRIVATE, Followed
 from components.library import cards
 from components.library.shelf import on_base, shelf
 from components.merge import making
@@ -142,10 +142,10 @@ def halt(session: Session, request: gr.Request) -> None:
         gr.Info("Others wait for this base too, so it goes on loading.")
 
 
-def settle(session: Session) -> Any:
+def settle(session: Session, settled: int) -> tuple[Any, int]:
     """Put picks aside that are for bases of another kind, now that it is known what the base makes."""
     fit = kinds.turned(session)
-    return gr.skip() if fit == session else fit
+    return (gr.skip() if fit == session else fit), settled + 1
 
 
 def strip(session: Session) -> str:
@@ -166,17 +166,15 @@ def _times(weight: float) -> str:
     return "" if weight == 1 else f' <b class="by-num">×&thinsp;{weight:g}</b>'
 
 
-def wire(top: Header, session: gr.State, based: list[Any], cards_shown: gr.HTML) -> list[Any]:
-    """Connect the header's events; after each of ``based`` another base may be wanted; gives those after which it is there."""
-    session.change(strip, [session], [top.strip], **PRIVATE)
-    session.change(offer, [session], [top.other], **PRIVATE)
+def wire(top: Header, session: Followed, based: list[Any], cards_shown: gr.HTML, settled: Followed) -> None:
+    """Connect the header's events; after each of ``based`` another base may be wanted; ``settled`` changes when it is there."""
+    session.follow(strip, [session], [top.strip])
+    session.follow(offer, [session], [top.other])
     state, each = [top.status, top.again], {**PRIVATE, "trigger_mode": "multiple"}
     watched = [
         listen(watch, [session], state, **each) for listen in (*(event.then for event in based), top.again.click)
     ]
     top.status.halt(halt, [session], None, **PRIVATE)
-    # Now it is known what the base makes, and which adapters fit.
-    settled = [event.then(settle, [session], [session], **ALONE) for event in watched]
-    for event in settled:
-        event.then(cards.draw, [session], [cards_shown], **PRIVATE)
-    return settled
+    for event in watched:  # now it is known what the base makes, and which adapters fit
+        event.then(settle, [session, settled], [session, settled], **ALONE)
+    settled.follow(cards.draw, [session], [cards_shown])

@@ -30,7 +30,7 @@ def build() -> gr.Blocks:
         charts.bring()
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
-        session = gr.State(None)
+        session, settled = events.Followed(), events.Followed(0)
         top, token = header.create(), account.create(page)
         with gr.Row(elem_classes="by-keeping"):
             past, shared = history.create(), sharing.create()
@@ -70,12 +70,14 @@ def build() -> gr.Blocks:
         ready = merge.wire_first(merge_tab, opened, session)
         moved = history.wire(past, session, library_tab.base, compare_tab, ready)
         brought = sharing.wire(shared, compare_tab, session, library_tab.base, ready)
-        settled = header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards)
+        header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards, settled)
         gate.wire(gate_tab, session, gate_page.select, settled)
         comparing.wire(compare_tab, session, asked, settled, tabs)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
+        session.wire()
+        settled.wire()
     events.quiet(page, still)
     return page
 

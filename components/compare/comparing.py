@@ -36,7 +36,7 @@ from components.compare.tab import (
     turn,
 )
 from components.compare.votes import Vote
-from components.events import MODEL, PRIVATE, newest
+from components.events import MODEL, PRIVATE, Followed, newest
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session
@@ -206,28 +206,28 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
     return "\n".join(lines if line in lines else [*lines, line])
 
 
-def wire(tab: CompareTab, session: gr.State, asked: list[Any], settled: list[Any], tabs: gr.Tabs) -> None:
+def wire(tab: CompareTab, session: Followed, asked: list[Any], settled: Followed, tabs: gr.Tabs) -> None:
     """Connect the tab's events.
 
     Args:
         asked: the listeners of what asks for a comparison elsewhere, such as the header's button.
-        settled: the events after which the base is there.
+        settled: changes when the base is there.
         tabs: show this one where a comparison was asked for.
     """
     given = [session, tab.draw.suited, tab.variants, tab.known, *tab.axes.offered]
-    session.change(follow, given, tab.following, **PRIVATE)
-    for event in settled:
-        event.then(turn, [session, tab.draw.suited], tab.turned, **PRIVATE)
+    session.follow(follow, given, tab.following)
+    session.follow(examples.kept, [session, tab.known, tab.prompts], [tab.prompts])
+    settled.follow(turn, [session, tab.draw.suited], tab.turned)
     tab.examples.example(example, [session, tab.prompts], [tab.prompts], **PRIVATE)
     wire_axes(tab, session)
     wire_runs(tab, session, asked, tabs)
     blind.wire(tab.blind)
     told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
-    changes = [each.change for each in (session, *told_by, tab.draw.steps, tab.draw.seeds)]
+    changes = [each.change for each in (*told_by, tab.draw.steps, tab.draw.seeds)]
     given = [session, *tab.settings]
     newest(changes, expect, given, [tab.expected])
-    for event in settled:
-        event.then(expect, given, [tab.expected], **PRIVATE)
+    for followed in (session, settled):
+        followed.follow(expect, given, [tab.expected])
 
 
 def wire_axes(tab: CompareTab, session: gr.State) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
+
+import gradio as gr
 
 from backends.library import Entry
 from backends.text import tasks
 from components import fragments, kinds
 from components.library.shelf import shelf
-from components.session.state import Session
+from components.session.state import ALONE, Pick, Session
 
 PICTURES = ("a fox", "a red apple", "a rocket", "a house")
 """What any base that draws can draw."""
@@ -69,6 +72,23 @@ def first(session: Session) -> str:
         best.setdefault(found.slot, found.line)
     most = DRAWN if kinds.of_base(session.base) == kinds.IMAGE else None
     return "\n".join(list(best.values())[:most])
+
+
+def kept(session: Session, known: Sequence[str], prompts: str) -> str | dict:
+    """The prompts without the examples of adapters that are dropped, those of the others' in their place where nothing is left.
+
+    Args:
+        session: now.
+        known: the ids of the variants that there were before.
+        prompts: what stands in the box.
+    """
+    own = {each.removeprefix(ALONE) for each in known if each.startswith(ALONE)}
+    dropped = (own & set(shelf(session))) - {pick.key for pick in session.picks}
+    theirs = offered(replace(session, picks=tuple(Pick(key, 1.0, 0) for key in dropped)))
+    gone = {each.line for each in theirs if each.slot is not None}
+    lines = prompts.splitlines()
+    left = [line for line in lines if line not in gone]
+    return gr.skip() if left == lines else "\n".join(left) or first(session)
 
 
 def draw(session: Session) -> str:

@@ -14,7 +14,7 @@ from components import fragments, kinds, stoppable
 from components.compare import examples
 from components.compare.comparison import Comparison, Scored
 from components.compare.tab import awaited, chosen_columns
-from components.events import PRIVATE
+from components.events import Followed
 from components.library.shelf import shelf
 from components.messages import told
 from components.session.state import Column, Session
@@ -121,7 +121,7 @@ def _cell(score: Scored, best: float) -> str:
     return f'{share}<br><small class="by-subtle by-num">{small}</small>'
 
 
-def wire(box: ScoreBox, session: gr.State, variants: gr.CheckboxGroup, shown: gr.State, scores: gr.State) -> None:
+def wire(box: ScoreBox, session: Followed, variants: gr.CheckboxGroup, shown: gr.State, scores: gr.State) -> None:
     """Connect the section's events; ``shown`` is the comparison, ``scores`` is filled."""
-    session.change(choose, [session], [box.tasks, box.panel], **PRIVATE)
+    session.follow(choose, [session], [box.tasks, box.panel])
     stoppable.wire(box.run, run, [session, variants, shown, box.tasks, box.rows], [box.table, scores])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from components import charts, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
-from components.events import ALONE, MODEL, PRIVATE, heard, newest
+from components.events import ALONE, MODEL, PRIVATE, Followed, heard, newest
 from components.following import Ticks
 from components.gate import adding, choosing, gating, training
 from components.gate.adding import AddBox
@@ -248,23 +248,24 @@ def finish(session: Session, made: Gating | None) -> tuple[Session, Any]:
     return session, gr.Dropdown([(each.name, each.key) for each in reversed(session.gates)], value=made.key)
 
 
-def wire(tab: GateTab, session: gr.State, selected: Any, settled: Sequence[Any]) -> None:
-    """Connect the tab's events; ``selected`` fires when the tab is opened, ``settled`` are those after which the base is there."""
+def wire(tab: GateTab, session: Followed, selected: Any, settled: Followed) -> None:
+    """Connect the tab's events; ``selected`` fires when the tab is opened, ``settled`` changes when the base is there."""
     asked = [session, *tab.asked]
     prompts = [tab.prompt, tab.other]
     entered = selected(enter, [session, *prompts], [tab.visited, *prompts], **PRIVATE)
     trained = training.wire(tab.train, session, entered, settled)
-    for listen in (session.change, *(event.then for event in (entered, *settled))):
-        listen(turn, [session], [tab.painting], **PRIVATE)
+    entered.then(turn, [session], [tab.painting], **PRIVATE)
+    for followed in (session, settled):
+        followed.follow(turn, [session], [tab.painting])
     trained.success(finish, [session, tab.train.made], [session, tab.shown], **ALONE)
     offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
-    changed = session.change(refresh, [session, tab.shown, tab.masks], offered, **PRIVATE)
+    session.follow(refresh, [session, tab.shown, tab.masks], offered)
     chosen = newest([tab.shown.input], refresh, [session, tab.shown, tab.masks], offered)
     # Asked for outright, the same is shown anew. Otherwise it is not: what waits behind a look that is stopped would begin again.
     outright = gr.on([tab.look.click, tab.prompt.submit, tab.other.submit], lambda: None, None, [tab.seen], **PRIVATE)
     changes = [tab.view.input, tab.masks.input, tab.steps.release, tab.seed.submit]
     last = {"trigger_mode": "always_last"}
-    looked: list[Callable[..., Any]] = [entered.then, changed.then, chosen.then, partial(outright.then, **last)]
+    looked: list[Callable[..., Any]] = [entered.then, session.done.change, chosen.then, partial(outright.then, **last)]
     for listen in (*looked, partial(heard(changes).then, **last)):
         listen(look, asked, tab.pictures, **MODEL).failure(failed, None, [tab.progress, tab.stop], **PRIVATE)
         queueing.follow(listen, "model", tab.progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -17,7 +17,7 @@ from backends.training import Training
 from backends.training_lent import LentTraining, begin
 from components import charts, controls, figures, fragments, queueing
 from components.compare.tab import awaited
-from components.events import PRIVATE, newest
+from components.events import PRIVATE, Followed, newest
 from components.gate import gate_figures, gating, training_data
 from components.gate.training_data import DataBox
 from components.library.shelf import as_gating, shelf
@@ -221,26 +221,25 @@ def failed() -> tuple[Any, ...]:
     return "", *_buttons(busy=False)
 
 
-def wire(box: TrainBox, session: gr.State, entered: Any, settled: Sequence[Any]) -> Any:
+def wire(box: TrainBox, session: Followed, entered: Any, settled: Followed) -> Any:
     """Connect the section's events; gives the event after which newly trained gates wait in ``made``.
 
     Args:
         box, session: of the tab and the page.
         entered: fires when the tab is opened.
-        settled: the events after which the base is there.
+        settled: changes when the base is there.
     """
-    session.change(sources, [session], [box.sources], **PRIVATE)
-    session.change(turn, [session], box.turned, **PRIVATE)
-
+    session.follow(sources, [session], [box.sources])
     ticked = [*box.data.tasks.both, *box.data.sets.both, box.data.offered]
-    session.change(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked, **PRIVATE)
+    session.follow(partial(training_data.offer, box=box.data), [session, box.data.offered], ticked)
+    for followed in (session, settled):
+        followed.follow(turn, [session], box.turned)
     for mix in (box.data.tasks, box.data.sets):
         newest([mix.chosen.input], partial(training_data.shares_of, mix.names), [mix.chosen], mix.shares)
     newest([box.data.way.input], training_data.show_guidance, [box.data.way], [box.data.guiding])
     costly = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "estimate"}
     asked = [session, *box.settings]
-    for event in (entered, *settled):
-        event.then(turn, [session], box.turned, **PRIVATE)
+    entered.then(turn, [session], box.turned, **PRIVATE)
     entered.then(estimate, asked, [box.cost], **costly)
     changed = [*box.data.changes, *(component.input for component in box.values)]
     newest(changed, estimate, asked, [box.cost], **costly)

@@ -11,7 +11,7 @@ import gradio as gr
 from backends import bases, library
 from backends.library import Entry
 from components import fragments
-from components.events import ALONE, PRIVATE
+from components.events import ALONE, PRIVATE, Followed
 from components.library import cards, from_hub, uploads
 from components.library.from_hub import LAYOUTS, HubBox
 from components.library.shelf import checked_base, entry_of, local, on_base
@@ -136,10 +136,10 @@ def choose_base(session: Session, base: str) -> Session:
     return on_base(session, checked_base(base))
 
 
-def wire(tab: LibraryTab, session: gr.State, account: gr.State) -> Any:
+def wire(tab: LibraryTab, session: Followed, account: gr.State) -> Any:
     """Connect the tab's events; returns the event after which another base is wanted."""
     quick = {**ALONE, "trigger_mode": "multiple"}
-    session.change(cards.draw, [session], [tab.cards], **PRIVATE)
+    session.follow(cards.draw, [session], [tab.cards])
     tab.cards.pick(pick, [session], [session, tab.cards], **quick)
     tab.cards.weigh(weigh, [session], [session], **quick)
     keys = gr.State("")

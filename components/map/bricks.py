@@ -12,7 +12,7 @@ import torch
 
 from backends import library
 from components import kinds
-from components.events import ALONE, PRIVATE, newest
+from components.events import ALONE, PRIVATE, Followed, newest
 from components.library.shelf import shelf
 from components.merge import making
 from components.merge import tab as merge
@@ -208,7 +208,7 @@ def refresh(session: Session) -> tuple[Any, Any, Any]:
 
 
 def wire(
-    box: BrickBox, session: gr.State, chosen: gr.State, reported: gr.Dropdown, asked: gr.State, asking: Asking
+    box: BrickBox, session: Followed, chosen: gr.State, reported: gr.Dropdown, asked: gr.State, asking: Asking
 ) -> tuple[list[Any], Any]:
     """Connect the section's events.
 
@@ -231,5 +231,5 @@ def wire(
     merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     saved = box.save.click(save, [session, box.edited], [box.made], **merging)
     saved.success(join, [session, box.made], [session, reported], **ALONE)
-    session.change(refresh, [session], [box.kept, box.edited, box.save], **PRIVATE)
+    session.follow(refresh, [session], [box.kept, box.edited, box.save])
     return edits, recalled

@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from components import charts, figures, fragments
-from components.events import ALONE, AT_ONCE, NEWEST, PRIVATE, heard
+from components.events import ALONE, AT_ONCE, NEWEST, Followed, heard
 from components.following import Within
 from components.map import ablate, bricks, maps, pictured, plot, selection, trying, unit_details, unit_figures, views
 from components.messages import told
@@ -191,7 +191,7 @@ def pin(chosen: Selection) -> Selection:
     return replace(chosen, pinned=None if pinned else chosen.primary)
 
 
-def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropdown) -> None:
+def wire(tab: MapTab, session: Followed, settings: list[Any], reported: gr.Dropdown) -> None:
     """Connect the tab's events; a pick anywhere redraws it.
 
     Args:
@@ -200,7 +200,7 @@ def wire(tab: MapTab, session: gr.State, settings: list[Any], reported: gr.Dropd
     """
     chosen, looks = tab.chosen, [tab.colour, tab.projection]
     everything = [session, chosen, *tab.place]
-    session.change(picks, [session], [tab.picked], **PRIVATE)
+    session.follow(picks, [session], [tab.picked])
     kept = tab.picked.change(left, [session, chosen], [chosen], **ALONE)
     set_up = [
         event(controls, [session, *tab.place], tab.place, **NEWEST)

@@ -13,7 +13,7 @@ import gradio as gr
 import lego
 from components import charts, controls, fragments, kinds, queueing
 from components.compare import export
-from components.events import ALONE, NEWEST, PRIVATE, newest
+from components.events import ALONE, NEWEST, PRIVATE, Followed, newest
 from components.library.shelf import shelf
 from components.merge import making, reports
 from components.messages import told
@@ -169,13 +169,13 @@ def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     )
 
 
-def wire(tab: MergeTab, session: gr.State) -> None:
+def wire(tab: MergeTab, session: Followed) -> None:
     """Connect the tab's events."""
     newest([tab.method.input], choose, [tab.method], [tab.about, *tab.groups])
     result = [tab.report, tab.measure, tab.chart, tab.download]
     asked = [session, tab.shown, tab.measure]
-    changed = session.change(refresh, [session, tab.shown], [tab.sources, tab.shown], **PRIVATE)
-    changed.then(show, asked, result, **NEWEST)
+    session.follow(refresh, [session, tab.shown], [tab.sources, tab.shown])
+    session.done.change(show, asked, result, **NEWEST)
     newest([tab.shown.input, tab.measure.input], show, asked, result)
     merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     settings = [session, tab.method, tab.seed, tab.name, *tab.values]

@@ -14,7 +14,7 @@ from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
-from components.events import PRIVATE, newest
+from components.events import PRIVATE, Followed, newest
 from components.library.shelf import local, shelf
 from components.messages import told
 from components.session import opening, restore
@@ -183,7 +183,7 @@ def outputs(tab: CompareTab, session: gr.State, base: gr.Dropdown) -> list[Any]:
     return [tab.progress, session, base, tab.variants, tab.known, tab.draw.suited, *tab.kept, tab.draw.judge]
 
 
-def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, ready: Any) -> Any:
+def wire(box: ShareBox, tab: CompareTab, session: Followed, base: gr.Dropdown, ready: Any) -> Any:
     """Connect the buttons, and the address, which is read once the page is ready and follows it from then on.
 
     Gives the event after which another base may be wanted.
@@ -200,7 +200,8 @@ def wire(box: ShareBox, tab: CompareTab, session: gr.State, base: gr.Dropdown, r
     brought.failure(cleared, None, [tab.progress], **PRIVATE)
     brought.failure(None, None, None, js=FAILED, **PRIVATE)
     brought.success(link_of, given, [box.link], **PRIVATE).then(None, [box.link], None, js=ARRIVED, **PRIVATE)
-    changes = [session.change, tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
+    session.follow(link_of, given, [box.link])
+    changes = [tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
     newest(changes, link_of, given, [box.link])
     box.link.change(None, [box.link], None, js=WRITE, **PRIVATE)
     return brought

@@ -6,7 +6,10 @@ from collections import defaultdict
 from functools import cache
 from typing import Any
 
-from components import page
+import gradio as gr
+import pytest
+
+from components import events, page
 
 
 @cache
@@ -50,3 +53,32 @@ def test_progress_is_shown_where_it_can_be_seen() -> None:
     shown = [each for each in config()["dependencies"] if each["show_progress"] != "hidden" and each["backend_fn"]]
     assert len(shown) > 5
     assert not any(kinds[place] == "state" for each in shown for place in each["show_progress_on"] or each["outputs"])
+
+
+def test_a_followed_state_fills_everything_in_one_request_and_once() -> None:
+    with gr.Blocks() as blocks:
+        state, other = events.Followed(3), gr.State("x")
+        boxes = [gr.Textbox() for _ in range(3)]
+
+        def fails(value: int) -> str:
+            raise gr.Error("not that")
+
+        state.follow(lambda value, text: (f"{text}{value}", value + 1), [state, other], boxes[:2])
+        state.follow(fails, [state], boxes[2:])
+        state.wire()
+    (listener,) = blocks.fns.values()
+    assert listener.fn is not None
+    assert listener.inputs == [state.done, state, other]
+    assert listener.outputs == [state.done, *boxes]
+    with pytest.warns(UserWarning, match="not that"):
+        assert listener.fn(0, 3, "x") == [1, "x3", 4, gr.skip()]
+
+
+def test_what_follows_the_session_fills_no_component_twice() -> None:
+    followers = [
+        each["outputs"]
+        for each in config()["dependencies"]
+        if any(target[1] == "change" for target in each["targets"]) and len(each["outputs"]) > 20
+    ]
+    assert followers
+    assert all(len(shown) == len(set(shown)) for shown in followers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import gradio as gr
@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import save_file
 
 import lego
+from backends import bases
 from backends import library as lego_library
 from components import controls, figures, fragments
-from components.compare import comparing, comparison, export
+from components.compare import comparing, comparison, examples, export
 from components.compare import tab as compare
 from components.endpoints import adapters as endpoints
 from components.library import shelf
@@ -256,3 +257,19 @@ def test_a_page_that_lost_its_session_is_told_so() -> None:
         library.pick(None, gr.EventData(None, {"key": "x"}))
     with pytest.raises(gr.Error, match="Reload"):
         next(comparing.start(None, [], None))
+
+
+def test_a_dropped_lora_takes_its_examples_along() -> None:
+    three = replace(session("past-tense", "sentiment", "language"), base=bases.BUILTIN)
+    known = [column.id for column in columns(three, shelf.shelf(three))]
+    past, sentiment, language = (pick.key for pick in three.picks)
+    first, second, third = examples.first(three).splitlines()
+    two = three.toggle(sentiment)
+    assert examples.kept(two, known, f"{first}\n{second}\nmy own\n{third}") == f"{first}\nmy own\n{third}"
+    assert examples.kept(two, known, "my own") == gr.skip()
+    assert examples.kept(two, known, second) == f"{first}\n{third}", "what stood alone gives way to the others'"
+    later = [column.id for column in columns(two, shelf.shelf(two))]
+    assert examples.kept(two, later, second) == gr.skip(), "it was put there since"
+    assert examples.kept(three, later, second) == gr.skip()
+    none = two.toggle(past).toggle(language)
+    assert examples.kept(none, later, f"{first}\n{third}") == ""
