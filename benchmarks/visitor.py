@@ -95,7 +95,9 @@ class Visitor:
         Raises:
             Failed: with what the page shows of an error.
         """
-        running = {self._join(id, data): id for id in ids if self.events[id]["backend_fn"]}
+        running: dict[str, int] = {}
+        for id in ids:
+            self._begin(id, data, running)
         drafts: dict[str, list[Any]] = {}
         while running:
             for message in self._messages():
@@ -110,18 +112,40 @@ class Visitor:
                     return
                 if message["msg"] == "process_completed":
                     for id in self._completed(running.pop(event), message):
-                        running[self._join(id, None)] = id
+                        self._begin(id, None, running)
                 if not running:
                     break
 
-    def _join(self, id: int, data: Any) -> str:
+    def _begin(self, id: int, data: Any, running: dict[str, int]) -> None:
+        """Begin an event: in the queue, at once, or in the page alone, and then what follows it."""
         event = self.events[id]
-        given = [None if self.components[each]["type"] == "state" else self.values[each] for each in event["inputs"]]
+        if not event["backend_fn"]:
+            following = self._following(id, good=True)
+        elif event["queue"]:
+            running[self._ask("queue/join", id, data)["event_id"]] = id
+            return
+        else:
+            following = self._completed(id, {"success": True, "output": self._ask("run/predict", id, data)})
+        for other in following:
+            self._begin(other, None, running)
+
+    def _ask(self, place: str, id: int, data: Any) -> dict[str, Any]:
+        inputs = self.events[id]["inputs"]
+        given = [None if self.components[each]["type"] == "state" else self.values[each] for each in inputs]
         body = {"data": given, "fn_index": id, "session_hash": self.session, "event_data": data, "trigger_id": None}
-        answer = self.client.post(f"{self.url}/gradio_api/queue/join", json=body)
+        answer = self.client.post(f"{self.url}/gradio_api/{place}", json=body)
         if answer.status_code != 200:
             raise Failed(f"{answer.status_code}: {answer.text[:300]}")
-        return answer.json()["event_id"]
+        return answer.json()
+
+    def _following(self, id: int, good: bool) -> list[int]:
+        return [
+            other
+            for other, each in self.events.items()
+            if each.get("trigger_after") == id
+            and (good if each.get("trigger_only_on_success") else True)
+            and (not good if each.get("trigger_only_on_failure") else True)
+        ]
 
     def _cancel(self, event: str, id: int) -> None:
         body = {"session_hash": self.session, "fn_index": id, "event_id": event}
@@ -153,19 +177,13 @@ class Visitor:
     def _completed(self, id: int, message: dict[str, Any]) -> list[int]:
         """Show what came, and give the events that follow."""
         output, good = message.get("output") or {}, bool(message.get("success"))
-        following = [
-            other
-            for other, each in self.events.items()
-            if each.get("trigger_after") == id
-            and (good if each.get("trigger_only_on_success") else True)
-            and (not good if each.get("trigger_only_on_failure") else True)
-        ]
+        following = self._following(id, good)
         if not good:
             raise Failed(f"{self.events[id].get('api_name')}: {output.get('error')}")
         self._show(id, output.get("data") or [])
         for state in output.get("changed_state_ids") or []:
             following += self.triggered(state, "change")
-        return [other for other in dict.fromkeys(following) if self.events[other]["backend_fn"]]
+        return list(dict.fromkeys(following))
 
     def _show(self, id: int, data: list[Any]) -> None:
         for component, value in zip(self.events[id]["outputs"], data, strict=False):

@@ -13,7 +13,8 @@ import gradio as gr
 from backends import bases
 from components import fragments, kinds
 from components.compare import comparing, examples
-from components.events import ALONE, PRIVATE, Followed
+from components.events import ALONE, PRIVATE
+from components.followed import Followed
 from components.library import cards
 from components.library.shelf import on_base, shelf
 from components.merge import making

@@ -11,6 +11,7 @@ from components.compare import tab as compare
 from components.endpoints import adapters as endpoints
 from components.endpoints import draw as draw_endpoint
 from components.events import ALONE, PRIVATE
+from components.followed import Followed
 from components.gate import tab as gate
 from components.library import account, push
 from components.library import tab as library
@@ -30,7 +31,7 @@ def build() -> gr.Blocks:
         charts.bring()
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
-        session, settled = events.Followed(), events.Followed(0)
+        session, settled = Followed(), Followed(0)
         top, token = header.create(), account.create(page)
         with gr.Row(elem_classes="by-keeping"):
             past, shared = history.create(), sharing.create()

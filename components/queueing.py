@@ -55,6 +55,7 @@ def place_in(queue: str) -> Callable[..., AsyncIterator[Any]]:
             before = line and ahead(line.queue, line.current_concurrency, str(request.session_hash))
             if before is None:  # not come yet, or its turn
                 if shown is not None:
+                    yield gr.skip()  # the end would say the last place again, over what the run has said since
                     return
                 missed += 1
             elif before != shown:

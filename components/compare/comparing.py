@@ -36,7 +36,8 @@ from components.compare.tab import (
     turn,
 )
 from components.compare.votes import Vote
-from components.events import MODEL, PRIVATE, Followed, newest
+from components.events import MODEL, PRIVATE, newest
+from components.followed import Followed
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session

@@ -14,7 +14,7 @@ from components import fragments, kinds, stoppable
 from components.compare import examples
 from components.compare.comparison import Comparison, Scored
 from components.compare.tab import awaited, chosen_columns
-from components.events import Followed
+from components.followed import Followed
 from components.library.shelf import shelf
 from components.messages import told
 from components.session.state import Column, Session

@@ -15,7 +15,8 @@ from components import charts, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
-from components.events import ALONE, MODEL, PRIVATE, Followed, heard, newest
+from components.events import ALONE, MODEL, PRIVATE, heard, newest
+from components.followed import Followed
 from components.following import Ticks
 from components.gate import adding, choosing, gating, training
 from components.gate.adding import AddBox

@@ -17,7 +17,8 @@ from backends.training import Training
 from backends.training_lent import LentTraining, begin
 from components import charts, controls, figures, fragments, queueing
 from components.compare.tab import awaited
-from components.events import PRIVATE, Followed, newest
+from components.events import PRIVATE, newest
+from components.followed import Followed
 from components.gate import gate_figures, gating, training_data
 from components.gate.training_data import DataBox
 from components.library.shelf import as_gating, shelf

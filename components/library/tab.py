@@ -11,7 +11,8 @@ import gradio as gr
 from backends import bases, library
 from backends.library import Entry
 from components import fragments
-from components.events import ALONE, PRIVATE, Followed
+from components.events import ALONE, PRIVATE
+from components.followed import Followed
 from components.library import cards, from_hub, uploads
 from components.library.from_hub import LAYOUTS, HubBox
 from components.library.shelf import checked_base, entry_of, local, on_base

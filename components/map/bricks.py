@@ -12,7 +12,8 @@ import torch
 
 from backends import library
 from components import kinds
-from components.events import ALONE, PRIVATE, Followed, newest
+from components.events import ALONE, PRIVATE, newest
+from components.followed import Followed
 from components.library.shelf import shelf
 from components.merge import making
 from components.merge import tab as merge

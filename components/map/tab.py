@@ -11,7 +11,8 @@ import gradio as gr
 import numpy as np
 
 from components import charts, figures, fragments
-from components.events import ALONE, AT_ONCE, NEWEST, Followed, heard
+from components.events import ALONE, AT_ONCE, NEWEST, heard
+from components.followed import Followed
 from components.following import Within
 from components.map import ablate, bricks, maps, pictured, plot, selection, trying, unit_details, unit_figures, views
 from components.messages import told

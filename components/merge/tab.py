@@ -13,7 +13,8 @@ import gradio as gr
 import lego
 from components import charts, controls, fragments, kinds, queueing
 from components.compare import export
-from components.events import ALONE, NEWEST, PRIVATE, Followed, newest
+from components.events import ALONE, NEWEST, PRIVATE, newest
+from components.followed import Followed
 from components.library.shelf import shelf
 from components.merge import making, reports
 from components.messages import told

@@ -14,7 +14,8 @@ from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
-from components.events import PRIVATE, Followed, newest
+from components.events import PRIVATE, newest
+from components.followed import Followed
 from components.library.shelf import local, shelf
 from components.messages import told
 from components.session import opening, restore

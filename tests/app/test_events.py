@@ -8,8 +8,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from gradio.context import LocalContext
 
-from components import events, page
+from components import page
+from components.followed import Followed
 
 
 @cache
@@ -55,9 +57,21 @@ def test_progress_is_shown_where_it_can_be_seen() -> None:
     assert not any(kinds[place] == "state" for each in shown for place in each["show_progress_on"] or each["outputs"])
 
 
-def test_a_followed_state_fills_everything_in_one_request_and_once() -> None:
+def called(blocks: gr.Blocks, held: dict[int, Any], *values: Any) -> Any:
+    """What the only listener of a page gives, in a session that holds these states."""
+    (listener,) = blocks.fns.values()
+    blocks.state_holder = {"me": held}  # type: ignore[assignment]
+    token = LocalContext.blocks.set(blocks)
+    try:
+        assert listener.fn is not None
+        return listener.fn(gr.Request(session_hash="me"), *values)
+    finally:
+        LocalContext.blocks.reset(token)
+
+
+def test_a_followed_state_fills_everything_in_one_request() -> None:
     with gr.Blocks() as blocks:
-        state, other = events.Followed(3), gr.State("x")
+        state, other = Followed(3), gr.State("x")
         boxes = [gr.Textbox() for _ in range(3)]
 
         def fails(value: int) -> str:
@@ -67,11 +81,24 @@ def test_a_followed_state_fills_everything_in_one_request_and_once() -> None:
         state.follow(fails, [state], boxes[2:])
         state.wire()
     (listener,) = blocks.fns.values()
-    assert listener.fn is not None
     assert listener.inputs == [state.done, state, other]
     assert listener.outputs == [state.done, *boxes]
     with pytest.warns(UserWarning, match="not that"):
-        assert listener.fn(0, 3, "x") == [1, "x3", 4, gr.skip()]
+        assert called(blocks, {state._id: 3}, 0, 3, "x") == [1, "x3", 4, gr.skip()]
+
+
+def test_what_followed_an_earlier_session_is_not_shown() -> None:
+    with gr.Blocks() as blocks:
+        state, box = Followed(1), gr.Textbox()
+        held = {state._id: 1}
+
+        def slow(value: int) -> str:
+            held[state._id] = value + 1  # the next change comes meanwhile
+            return "late"
+
+        state.follow(slow, [state], [box])
+        state.wire()
+    assert called(blocks, held, 0, 1) == [gr.skip(), gr.skip()]
 
 
 def test_what_follows_the_session_fills_no_component_twice() -> None:
