@@ -133,6 +133,7 @@ def slid(page: Page, k: int) -> float:
 
 def muted(page: Page, share: float) -> float:
     """A part of the built-in units is muted, until the first word that the sum writes without them."""
+    page.evaluate("scrollTo(0, 0)")
     lasso(page, right=share)
     expect(selected(page)).to_be_visible()
     page.wait_for_timeout(SETTLED)

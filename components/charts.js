@@ -11,6 +11,7 @@ const draw = async () => {
   shown = wanted;
   if (wanted) {
     const {data, layout} = JSON.parse(wanted);
+    plot.classList.add('js-plotly-plot'); // by now there is room, which has a width
     await Plotly.react(plot, data, {...layout, width: width()});
   } else {
     Plotly.purge(plot);

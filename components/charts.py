@@ -24,8 +24,12 @@ class Chart(gr.HTML):
 
 
 def create(label: str, **more: Any) -> Chart:
-    """A chart without a figure yet."""
-    return Chart(html_template="<div></div>", js_on_load=SCRIPT, apply_default_css=False, label=label, **more)
+    """A chart without a figure yet, and so without room.
+
+    The style sheet hides it, not ``visible``: what comes for a component while that shows it is lost now and then.
+    """
+    look: dict[str, Any] = {"html_template": "<div></div>", "apply_default_css": False, "elem_classes": "by-chart"}
+    return Chart(js_on_load=SCRIPT, label=label, **look, **more)
 
 
 def bring() -> None:

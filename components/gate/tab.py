@@ -109,14 +109,12 @@ def _looking() -> tuple[Any, ...]:
         steps = gr.Slider(1, MOST_STEPS, Drawing().steps, step=1, label="Steps of the pictures", min_width=240)
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=SEEDS, min_width=120)
     progress = gr.HTML()
-    hidden: dict[str, Any] = {"min_width": 260, "visible": False}
-    with gr.Row():
-        plots = [charts.create("Choices", elem_id="choices", **hidden)]
-        plots.append(charts.create("Choices for the other prompt", elem_id="other-choices", **hidden))
-    hidden["min_width"] = 360
-    with gr.Row():
-        plots.append(charts.create("Choices step by step", elem_id="course", **hidden))
-        plots.append(charts.create("The other prompt's step by step", elem_id="other-course", **hidden))
+    with gr.Row(elem_classes="by-charts"):
+        plots = [charts.create("Choices", elem_id="choices", min_width=260)]
+        plots.append(charts.create("Choices for the other prompt", elem_id="other-choices", min_width=260))
+    with gr.Row(elem_classes="by-charts"):
+        plots.append(charts.create("Choices step by step", elem_id="course", min_width=360))
+        plots.append(charts.create("The other prompt's step by step", elem_id="other-course", min_width=360))
     info = "Tick what the gates may not use: the others share its weight, and what comes without it appears at once."
     masks = Ticks([], label="Mask LoRAs", info=info)
     answers = gr.HTML(label="Answers of the gates")

@@ -88,7 +88,7 @@ def _result() -> tuple[Any, ...]:
         download = gr.DownloadButton("Download adapter (zip)", interactive=False, min_width=160, scale=2)
     report = gr.HTML(NOTHING, label="Merge report")
     measure = gr.Radio(list(reports.MEASURES), value="relative error", label="Per module", visible=False)
-    chart = charts.create("Merge per module", elem_id="per-module", visible=False)
+    chart = charts.create("Merge per module", elem_id="per-module")
     return shown, download, report, measure, chart
 
 
@@ -155,11 +155,11 @@ def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     session = kinds.own(session)
     names = {made.key: made.name for made in session.merges}
     if not names:
-        return NOTHING, gr.Radio(visible=False), charts.Chart(visible=False), gr.DownloadButton(interactive=False)
+        return NOTHING, gr.Radio(visible=False), None, gr.DownloadButton(interactive=False)
     if shown not in names:  # the choice is still on its way: several events may be
         shown = session.merges[-1].key
     report = making.report_of(shown)
-    chart = charts.Chart(reports.chart(report, measure), visible=True)
+    chart = reports.chart(report, measure)
     file = export.adapter_zip(shown, names[shown])
     old = "" if reports.current(report, session) else "Other adapters or weights are picked now: press Merge for those."
     return (

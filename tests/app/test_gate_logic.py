@@ -11,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from backends import gates as store
 from backends import library
 from backends.bases import TextBase
 from components import figures, work
-from components.charts import Chart
 from components.compare import export
 from components.gate import adding, choosing, gating, training
 from components.gate import tab as gate
@@ -96,9 +96,9 @@ def mine(session: Session, file: Path) -> Gating:
     return made
 
 
-def cells(plot: Chart) -> np.ndarray:
+def cells(figure: go.Figure) -> np.ndarray:
     """The numbers of a heat map as they go to the browser."""
-    z = json.loads(plot.value)["data"][0]["z"]
+    z = json.loads(figure.to_json())["data"][0]["z"]
     if isinstance(z, list):
         return np.array(z)
     shape = tuple(int(size) for size in z["shape"].split(","))
@@ -222,10 +222,10 @@ def test_a_prompt_is_shown_answered_and_masked(session: Session, mine: Gating) -
     states = list(
         gate.look(session, True, None, mine.key, "what is one?", "two", choosing.BESIDE, [first], 2, 0, VISITOR)
     )
-    shown = [state[1:5] for state in states if isinstance(state[1], Chart)]
+    shown = [state[1:5] for state in states if isinstance(state[1], go.Figure)]
     assert len(shown) == 1
     plots, steps = [shown[0][:2]], shown[0][2:]
-    assert not any(plot.visible for plot in steps)
+    assert steps == (None, None)
     np.testing.assert_allclose([cells(plot) for plot in plots[0]], [[[0, 1]] * 2] * 2, atol=1e-6)
     answers = [state[5] for state in states if isinstance(state[5], str)][-1]
     assert "With all" in answers
@@ -354,6 +354,6 @@ def test_the_difference_is_the_other_prompt_less_the_first(session: Session, min
     asked = choosing.Asked(session.gate(mine), mine, store.entry(mine.key), mask, prompts, view, threading.Event())
     shown = choosing.columns(asked)
     plot, *hidden = choosing.plots(asked, shown, chosen)
-    assert json.loads(plot.value)["layout"]["xaxis"]["title"]["text"].endswith(f"<br>{shown[-1].name}")
+    assert json.loads(plot.to_json())["layout"]["xaxis"]["title"]["text"].endswith(f"<br>{shown[-1].name}")
     np.testing.assert_allclose(cells(plot), [[-0.7, 0.7], [0, 0]], atol=1e-12)
-    assert not any(other.visible for other in hidden)
+    assert hidden == [None] * 3
