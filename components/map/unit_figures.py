@@ -15,8 +15,8 @@ from components.palette import BRICK, NEUTRAL, SCALE, cluster_colour
 COLOURINGS = ("adapter", "cluster", "layer", "norm")
 BELOW = {"orientation": "h", "y": -0.28, "yanchor": "top", "x": 0, "traceorder": "normal"}
 MIXED = ("#c9b8a8", "#a8917d", "#86705d", "#65523f")
-WEBGL, NAMED = 1500, 6000
-"""More units than this are drawn by WebGL; more than that are hovered without their module's name, megabytes of text."""
+MANY = 1500
+"""More units are drawn by WebGL, and hovered with their layer in place of their module's name, half of the figure's bytes."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,19 @@ def _scatter(
     points: Points, rows: np.ndarray, marker: dict, name: str, shown: np.ndarray | None, colour: str
 ) -> go.Scatter | go.Scattergl:
     count = len(points.xy)
-    size = 9 if count < 250 else 7 if count < 1500 else 5 if count < NAMED else 4
-    line = {"line": {"width": 0.5, "color": "rgba(255,255,255,.35)"}} if count <= WEBGL else {}
+    size = 9 if count < 250 else 7 if count < MANY else 5 if count < 6000 else 4
+    line = {"line": {"width": 0.5, "color": "rgba(255,255,255,.35)"}} if count <= MANY else {}
     facts = np.column_stack([rows, points.rank_index[rows], points.norm[rows], points.cluster[rows] + 1])
-    where = "%{text}" if count <= NAMED else f"{points.along} %{{customdata[4]}}"
+    where = "%{text}" if count <= MANY else f"{points.along} %{{customdata[4]}}"
     told = f"{where}<br>rank index %{{customdata[1]}} · norm %{{customdata[2]:.3f}}"
     told += " · cluster %{customdata[3]}" if colour == "cluster" else ""
-    return (go.Scattergl if count > WEBGL else go.Scatter)(
+    return (go.Scattergl if count > MANY else go.Scatter)(
         x=points.xy[rows, 0],
         y=points.xy[rows, 1],
         mode="markers",
         name=name,
         marker={"size": size, "opacity": 0.85, **line, **_of_rows(marker, rows)},
-        text=np.array(points.modules)[points.module[rows]] if count <= NAMED else None,
+        text=np.array(points.modules)[points.module[rows]] if count <= MANY else None,
         hovertemplate=f"{told}<extra>{name}</extra>",
         hoverlabel={"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff", "size": 13}},
         customdata=np.column_stack([facts, points.layer[rows]]).astype(np.float32),
