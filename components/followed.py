@@ -45,7 +45,7 @@ class Followed(gr.State):
             found = [
                 _part(function, [of[each._id] for each in own], len(fills)) for function, own, fills in self._parts
             ]
-            if self._now(request) is not before:  # what follows that is on its way, and this would come over it
+            if self._now(request) != before:  # what follows that is on its way, and this would come over it
                 return [gr.skip()] * (len(shown) + 1)
             return [done + 1, *chain.from_iterable(found)]
 

@@ -101,6 +101,20 @@ def test_what_followed_an_earlier_session_is_not_shown() -> None:
     assert called(blocks, held, 0, 1) == [gr.skip(), gr.skip()]
 
 
+def test_an_equal_session_in_its_place_is_no_change() -> None:
+    with gr.Blocks() as blocks:
+        state, box = Followed((1, 2)), gr.Textbox()
+        held = {state._id: (1, 2)}
+
+        def follow(value: tuple[int, ...]) -> str:
+            held[state._id] = tuple(list(value))  # Gradio tells of no change, so nothing would follow this
+            return "shown"
+
+        state.follow(follow, [state], [box])
+        state.wire()
+    assert called(blocks, held, 0, (1, 2)) == [1, "shown"]
+
+
 def test_what_follows_the_session_fills_no_component_twice() -> None:
     followers = [
         each["outputs"]
