@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -41,6 +42,21 @@ def newest(events: Sequence[Any], function: Callable[..., Any], given: Any, show
         The run, for those who follow or cancel it.
     """
     return heard(events).then(function, given, shown, **{**NEWEST, **how})
+
+
+ALIVE = 15
+"""Seconds between two signs of life."""
+
+
+async def stay_open() -> AsyncIterator[Any]:
+    """An event that runs as long as the page is open, so that the stream of messages is never closed.
+
+    Gradio closes it whenever nothing runs, and what the page asks for at that very moment is answered into a stream that nobody reads:
+    it shows no sooner than the next thing is asked for.
+    """
+    while True:
+        yield gr.skip()
+        await asyncio.sleep(ALIVE)
 
 
 def quiet(page: gr.Blocks, place: gr.HTML) -> None:

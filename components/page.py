@@ -77,6 +77,7 @@ def build() -> gr.Blocks:
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
+        page.load(events.stay_open, None, [still], **PRIVATE)
         session.wire()
         settled.wire()
     events.quiet(page, still)
