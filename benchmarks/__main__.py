@@ -12,7 +12,6 @@ PARTS = (
     "merging",
     "maps",
     "explorer",
-    "answers",
     "interference",
     "tasks",
     "gating",
@@ -20,6 +19,7 @@ PARTS = (
     "routers",
     "alignment",
     "load",
+    "answers",
 )
 
 if __name__ == "__main__":
