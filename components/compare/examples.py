@@ -12,7 +12,7 @@ from backends.library import Entry
 from backends.text import tasks
 from components import fragments, kinds
 from components.library.shelf import shelf
-from components.session.state import ALONE, Pick, Session
+from components.session.state import LORA, Pick, Session
 
 PICTURES = ("a fox", "a red apple", "a rocket", "a house")
 """What any base that draws can draw."""
@@ -82,7 +82,7 @@ def kept(session: Session, known: Sequence[str], prompts: str) -> str | dict:
         known: the ids of the variants that there were before.
         prompts: what stands in the box.
     """
-    own = {each.removeprefix(ALONE) for each in known if each.startswith(ALONE)}
+    own = {each.removeprefix(LORA) for each in known if each.startswith(LORA)}
     dropped = (own & set(shelf(session))) - {pick.key for pick in session.picks}
     theirs = offered(replace(session, picks=tuple(Pick(key, 1.0, 0) for key in dropped)))
     gone = {each.line for each in theirs if each.slot is not None}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from components.compare.comparison import Own
 from components.compare.layout import Layout
-from components.session.state import ALONE, Column
+from components.session.state import LORA, Column
 from mole.pool import Weighting
 
 Table = tuple[tuple[tuple[str, ...], ...], ...]
@@ -105,7 +105,7 @@ def begin(
         names=tuple(column.name for column in columns),
         slots=tuple(column.slots for column in columns),
         weightings=tuple(column.weighting for column in columns),
-        alone=tuple(column.id.startswith(ALONE) for column in columns),
+        alone=tuple(column.id.startswith(LORA) for column in columns),
         prompts=tuple(prompts),
         seeds=seeds,
         settings=tuple(settings.items()),

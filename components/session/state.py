@@ -57,7 +57,7 @@ class Edited:
         return Weighting(self.weights, self.muted, scaled=self.scaled)
 
 
-ALONE = "lora:"
+LORA = "lora:"
 """What the id of a variant begins with that is one adapter, before the adapter's key."""
 
 
@@ -206,7 +206,7 @@ def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
     picks = [pick for pick in session.picks if pick.key in entries]
     slots = tuple(pick.slot for pick in picks)
     result = [Column("base", "Base", Weighting(()))]
-    result += [Column(ALONE + p.key, entries[p.key].title, Weighting(((p.key, 1.0),)), (p.slot,)) for p in picks]
+    result += [Column(LORA + p.key, entries[p.key].title, Weighting(((p.key, 1.0),)), (p.slot,)) for p in picks]
     if len(picks) > 1:
         total = tuple((pick.key, pick.weight) for pick in picks)
         result += [Column("sum", "Exact sum", Weighting(total), slots)]
