@@ -35,6 +35,7 @@ class Row:
         made: the tokens since, and their text.
         limit: at most so many tokens.
         ended: by the end token or the limit.
+        latest: the token that the model reads next.
     """
 
     variant: int
@@ -43,6 +44,7 @@ class Row:
     made: Detokeniser
     limit: int
     ended: bool = False
+    latest: int = 0
 
     def take(self, token: int, ends: set[int]) -> None:
         """One more token."""
@@ -105,33 +107,61 @@ def _run(
     sampling: Sampling,
     stop: threading.Event,
 ) -> Iterator[None]:
-    batch = rows
-    shown = [variants[row.variant] for row in batch]
-    live.set_rows(live.pool.row_weights([variant.weighting for variant in shown]), routes_of(base, shown))
-    ends = end_tokens(base)
+    batch, ends = rows, end_tokens(base)
     ids, mask = pad_left([row.ids + row.made.ids for row in batch], base.device)
-    prompt: Tensor | None = read_by_gates(mask, [len(row.made.ids) for row in batch])
-    step = Step(base)
-    while not stop.is_set():
-        logits = step(live, ids, mask, prompt)
-        prompt = None  # gates keep what they chose
-        prompts, steps = [row.prompt for row in batch], [len(row.made.ids) for row in batch]
-        chosen = choose(logits, sampling, prompts, steps).tolist()
-        for row, token in zip(batch, chosen, strict=True):
-            if not row.ended:
-                row.take(token, ends)
+    step: Step | None = None
+    for part in stages(base, batch, variants):
+        own = batch[part]
+        live.set_rows(*weights_of(base, live, own, variants))
+        read = Step(base)
+        logits = read(live, ids[part], mask[part], read_by_gates(mask[part], [len(row.made.ids) for row in own]))
+        _take(own, logits, sampling, ends)
+        step = read if step is None else step.joined(read)
         yield
-        going = [i for i, row in enumerate(batch) if not row.ended]
-        if not going:
+        if stop.is_set():
             return
+    assert step is not None
+    if len(own) < len(batch):
+        live.set_rows(*weights_of(base, live, batch, variants))
+    while going := [i for i, row in enumerate(batch) if not row.ended]:
         if len(going) <= KEEP_ABOVE * len(batch):
             kept = torch.tensor(going, device=base.device)
             step.keep_rows(kept)
             live.keep_rows(kept)
             batch, mask = [batch[i] for i in going], mask[kept]
-            chosen = [chosen[i] for i in going]
-        ids = torch.tensor(chosen, device=base.device)[:, None]
+        ids = torch.tensor([[row.latest] for row in batch], device=base.device)
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
+        _take(batch, step(live, ids, mask), sampling, ends)  # gates keep what they chose
+        yield
+        if stop.is_set():
+            return
+
+
+def stages(base: TextBase, rows: Sequence[Row], variants: Sequence[Variant]) -> list[slice]:
+    """The rows as they read their prompts: on a CPU those of the first prompt before the others, whose words then are there soon.
+
+    All at once where a GPU reads them in no time, where gates remember what they read, and where a cache cannot be joined.
+    """
+    first = sum(row.prompt == rows[0].prompt for row in rows)
+    gated = any(variants[row.variant].weighting.gates for row in rows)
+    if base.device.type != "cpu" or gated or first == len(rows) or not Step(base).joins:
+        return [slice(0, len(rows))]
+    return [slice(0, first), slice(first, len(rows))]
+
+
+def weights_of(base: TextBase, live: Gated, rows: Sequence[Row], variants: Sequence[Variant]) -> tuple[Any, Any]:
+    """What `Gated.set_rows` takes for some rows."""
+    shown = [variants[row.variant] for row in rows]
+    return live.pool.row_weights([variant.weighting for variant in shown]), routes_of(base, shown)
+
+
+def _take(rows: Sequence[Row], logits: Float[Tensor, "rows vocab"], sampling: Sampling, ends: set[int]) -> None:
+    """Choose a token for every row that goes on."""
+    prompts, steps = [row.prompt for row in rows], [len(row.made.ids) for row in rows]
+    for row, token in zip(rows, choose(logits, sampling, prompts, steps).tolist(), strict=True):
+        row.latest = token
+        if not row.ended:
+            row.take(token, ends)
 
 
 class Step:
@@ -177,6 +207,21 @@ class Step:
         """Go on with some rows only."""
         with torch.inference_mode():
             self.cache.batch_select_indices(rows)
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows can join: not those of sliding windows and of states."""
+        from backends.room import RoomyLayer
+
+        return all(type(layer) is RoomyLayer for layer in self.cache.layers)
+
+    def joined(self, other: Step) -> Step:
+        """This, going on with another's rows as well, which have read as many tokens."""
+        with torch.inference_mode():
+            for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+                mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
+        self._padded = None
+        return self
 
 
 def forward(base: TextBase, live: Gated, prompt: Bool[Tensor, "rows new"] | None, **arguments: Any) -> Any:

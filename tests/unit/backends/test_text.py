@@ -99,13 +99,25 @@ def test_equal_variants_share_their_noise_and_seeds_differ(base: TextBase, varia
 
 def test_texts_stream_token_by_token(base: TextBase, variants: list[Variant]) -> None:
     grids = list(generate(base, variants, PROMPTS, GREEDY))
-    assert len(grids) == max(max(row) for row in grids[-1].tokens)
+    assert [list(row) for row in grids[0].tokens] == [[1, 0, 0, 0]] * len(variants), "the first prompt is read first"
+    assert len(grids) == 1 + max(max(row) for row in grids[-1].tokens)
     for before, after in pairwise(grids):
         for v in range(len(variants)):
             for p in range(len(PROMPTS)):
                 assert after.texts[v][p].startswith(before.texts[v][p])
                 assert after.tokens[v][p] - before.tokens[v][p] in (0, 1)
     assert [len(text) for row in grids[-1].texts for text in row] == [n for row in grids[-1].tokens for n in row]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_that_the_first_prompt_is_read_first_changes_no_text(
+    base: TextBase, variants: list[Variant], monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+) -> None:
+    for prompts in (PROMPTS, PROMPTS[::-1]):  # shorter and longer than the others
+        early = last(generate(base, variants, prompts, sampling))
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "stages", lambda base, rows, variants: [slice(0, len(rows))])
+            assert last(generate(base, variants, prompts, sampling)).texts == early.texts
 
 
 def test_the_end_token_ends_a_text_and_is_not_shown(base: TextBase, variants: list[Variant]) -> None:
@@ -127,8 +139,8 @@ def test_ended_rows_leave_the_batch(base: TextBase, variants: list[Variant], mon
     base.model.generation_config.eos_token_id = [base.tokenizer.eos_token_id, base.tokenizer(common)["input_ids"][0]]
     widths.clear()
     ended = last(generate(base, variants, PROMPTS, GREEDY))
-    assert widths[0] == 20
-    assert widths[-1] < 20
+    assert widths[:2] == [5, 15]
+    assert widths[2] > widths[-1]
     assert [text for row in ended.texts for text in row] == [
         text.split(common)[0] for row in free.texts for text in row
     ]
