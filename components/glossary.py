@@ -19,6 +19,8 @@ WORDS = {
     "mask": "A LoRA that the gates may not use. The others share its weight; nothing is trained again.",
     "fidelity": "How near a merge is to the exact sum of what was merged: relative error, ratio of norms, cosine.",
     "exact sum": "All picked LoRAs added at their weights, nothing lost: the yardstick of every merge.",
+    "nat": "A unit of information, 1.44 bits. A token that costs 0.7 nats was given a chance of one in two, one that costs 2.3 one "
+    "in ten.",
     "variant": "The base model with some weight on every brick: bare, with one LoRA, a merge, gates. Each is a column in Compare.",
 }
 

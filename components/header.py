@@ -72,7 +72,7 @@ def create() -> Header:
         with gr.Column(scale=0, min_width=352, elem_classes="by-tight"), gr.Row(elem_classes="by-ways"):
             again = gr.Button("Try again", visible=False, min_width=110)
             other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=160)
-            compare = gr.Button("Compare them", variant="primary", min_width=140)
+            compare = gr.Button("Compare them", variant="primary", min_width=140, elem_classes="by-onward")
     return Header(status, again, strip, compare, other)
 
 
@@ -159,7 +159,7 @@ def strip(session: Session) -> str:
     picked = "".join(picks) or '<span class="by-subtle">no adapters</span>'
     made += [f"<span>{fragments.swatch(session.slots(e.adapters))}{escape(e.name)}</span>" for e in session.edited]
     made += [f"<span>{fragments.swatch(session.slots(g.experts))}{escape(g.name)}</span>" for g in session.gates]
-    merged = f'<span class="by-subtle">Made</span>{"".join(made)}' if made else ""
+    merged = f'<span class="by-subtle">Combined</span>{"".join(made)}' if made else ""
     return f'<div class="by-legend" role="group" aria-label="Picked"><span class="by-subtle">Picked</span>{picked}{merged}</div>'
 
 

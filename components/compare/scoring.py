@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from backends.text import Scores, score, tasks
-from components import fragments, kinds, stoppable
+from components import fragments, glossary, kinds, stoppable
 from components.compare import examples
 from components.compare.comparison import Comparison, Scored
 from components.compare.tab import awaited, chosen_columns
@@ -80,9 +80,11 @@ def run(session: Session, ids: list[str], shown: Any, names: list[str], rows: fl
             share = (i + state.done / max(1, state.total)) / len(wanted)
             line = fragments.progress(f"{name}: {state.done} of {state.total}", share)
             yield line, table(scored(chosen, done)), gr.skip()
-    legend = f"At most {count} held-out rows a task. Below each share: its 95 % interval, and nats per answer token."
+    legend = (
+        f"At most {count} held-out rows a task. Below each share: its 95 % interval, and [nats: nat] per answer token."
+    )
     found = scored(chosen, done)
-    yield fragments.subtle(legend), table(found), found
+    yield glossary.line(legend), table(found), found
 
 
 def distinct(shown: Comparison) -> list[Column]:

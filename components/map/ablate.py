@@ -16,7 +16,7 @@ from backends.ablation import Ablation, ablate_image, ablate_text
 from backends.alignment import Alignment
 from backends.bases import ImageBase
 from backends.drawing import Drawing
-from components import fragments, kinds, stoppable
+from components import fragments, glossary, kinds, stoppable
 from components.compare import aligning, examples
 from components.compare.tab import PROMPT_LENGTH, awaited
 from components.events import PRIVATE
@@ -36,8 +36,8 @@ LISTED = 60
 """Clusters in the table, those that move the output most first."""
 
 ABOUT = (
-    "Mutes each cluster of the map in turn and ranks the clusters by how much the exact sum's output moves: of a text in nats a "
-    "token along its own answer (KL divergence), of a picture as the distance a contrastive model sees."
+    "Mutes each cluster of the map in turn and ranks the clusters by how much the exact sum's output moves: of a text in [nats: nat] "
+    "a token along its own answer (KL divergence), of a picture as the distance a contrastive model sees."
 )
 
 
@@ -63,7 +63,7 @@ class AblateBox:
 def create() -> AblateBox:
     """Lay the section out; nothing is wired yet."""
     with gr.Accordion("What does each cluster do?", open=False):
-        gr.HTML(fragments.subtle(ABOUT))
+        gr.HTML(glossary.line(ABOUT))
         with gr.Row(elem_classes="by-bottom"):
             prompt = gr.Textbox(label="Prompt for the ablation", max_length=PROMPT_LENGTH, min_width=200)
             run_box = stoppable.create("Mute each cluster in turn", "Stop muting")

@@ -42,7 +42,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title:
         go.Figure(heat),
         height=130 + min(640, max(26 * len(rows), 120)),
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        xaxis={**plain, **every(columns, 16), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
+        xaxis={**plain, **every(columns, 10), **({"tickangle": -30} if max(map(len, columns)) > 12 else {})},
         yaxis={**plain, **every(rows), "autorange": "reversed", "ticksuffix": "\u00a0"},
     )
 
