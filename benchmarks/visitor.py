@@ -31,7 +31,7 @@ class Visitor:
         self.values = {each["id"]: each["props"].get("value") for each in config["components"]}
         self.events = {each["id"]: each for each in config["dependencies"]}
         self.shown: list[str] = []
-        self._open = True
+        self._open, self._stream = True, self._messages()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
 
@@ -83,7 +83,7 @@ class Visitor:
         """What the page does when it opens."""
         pages = {target for each in self.events.values() for target, event in each["targets"] if event == "load"}
         found = [id for page in pages for id in self.triggered(page, "load")]
-        self.fire([id for id in found if self.events[id]["api_name"] != "stay_open"])  # which never ends
+        self.fire(found)
 
     def fire(self, ids: list[int], data: Any = None, until: Stream | None = None) -> None:
         """Fire events and all that follow from them.
@@ -101,21 +101,19 @@ class Visitor:
             self._begin(id, data, running)
         drafts: dict[str, list[Any]] = {}
         while running:
-            for message in self._messages():
-                event = message.get("event_id")
-                if event not in running:
-                    continue
-                if message["msg"] == "process_generating":
-                    self._generated(running[event], message, drafts, event)
-                if until and until(message):
-                    for left, id in running.items():
-                        self._cancel(left, id)
-                    return
-                if message["msg"] == "process_completed":
-                    for id in self._completed(running.pop(event), message):
-                        self._begin(id, None, running)
-                if not running:
-                    break
+            message = self._next()
+            event = message.get("event_id")
+            if event not in running:
+                continue
+            if message["msg"] == "process_generating":
+                self._generated(running[event], message, drafts, event)
+            if until and until(message):
+                for left, id in running.items():
+                    self._cancel(left, id)
+                return
+            if message["msg"] == "process_completed":
+                for id in self._completed(running.pop(event), message):
+                    self._begin(id, None, running)
 
     def _begin(self, id: int, data: Any, running: dict[str, int]) -> None:
         """Begin an event: in the queue, at once, or in the page alone, and then what follows it."""
@@ -151,6 +149,12 @@ class Visitor:
     def _cancel(self, event: str, id: int) -> None:
         body = {"session_hash": self.session, "fn_index": id, "event_id": event}
         self.client.post(f"{self.url}/gradio_api/cancel", json=body)
+
+    def _next(self) -> dict[str, Any]:
+        """The next message of the page's one stream; where that has ended, of the next."""
+        while (message := next(self._stream, None)) is None:
+            self._stream = self._messages()
+        return message
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         place = f"{self.url}/gradio_api/queue/data?session_hash={self.session}"

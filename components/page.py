@@ -5,13 +5,13 @@ from __future__ import annotations
 import gradio as gr
 
 from backends import bases
-from components import charts, events, glossary, header, hints
-from components.compare import comparing, examples, pictures, scoring
+from components import charts, events, glossary, header, hints, kinds
+from components.compare import ahead, comparing, examples, pictures, scoring
 from components.compare import tab as compare
 from components.endpoints import adapters as endpoints
 from components.endpoints import draw as draw_endpoint
-from components.events import ALONE, PRIVATE
-from components.followed import Followed
+from components.events import ALONE, PRIVATE, Page
+from components.followed import Followed, Followers
 from components.gate import tab as gate
 from components.library import account, push
 from components.library import tab as library
@@ -20,19 +20,20 @@ from components.map import tab as map
 from components.merge import tab as merge
 from components.session import dropping, history, leaving, sharing
 from components.session.state import Session
+from lego import AdapterError
 
 HOUR = 3600
 
 
 def build() -> gr.Blocks:
     """The page, ready to launch."""
-    with gr.Blocks(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
-        still = gr.HTML(visible="hidden")
+    with Page(title="Brickyard", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
+        page.still = gr.HTML(visible="hidden")
         charts.bring()
         endpoints.register()  # first: a name is given once, and a private event takes its function's
         draw_endpoint.register()
         session, settled = Followed(), Followed(0)
-        top, token = header.create(), account.create(page)
+        top, token = header.create(), account.create()
         with gr.Row(elem_classes="by-keeping"):
             past, shared = history.create(), sharing.create()
         with gr.Tabs(selected="map") as tabs:
@@ -48,7 +49,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Gate", id="gate") as gate_page:
                 glossary.lead("gate")
                 gate_tab, gate_push = gate.create(), push.create("these gates")
-            with gr.Tab("Compare", id="compare"):
+            with gr.Tab("Compare", id="compare", elem_id="compare-page"):
                 glossary.lead("compare")
                 compare_tab = compare.create()
                 score_box = scoring.create()
@@ -68,23 +69,29 @@ def build() -> gr.Blocks:
         scoring.wire(score_box, session, compare_tab.variants, compare_tab.found, compare_tab.scores)
         started = [session, compare_tab.prompts, shared.address]
         opened = page.load(open_page, [shared.link], started, js=sharing.READ, **PRIVATE)
-        ready = merge.wire_first(merge_tab, opened, session)
-        moved = history.wire(past, session, library_tab.base, compare_tab, ready)
-        brought = sharing.wire(shared, compare_tab, session, library_tab.base, ready)
+        account.wire(opened, token)
+        settings = Followers()
+        moved = history.wire(past, session, settings, library_tab.base, compare_tab, opened)
+        brought = sharing.wire(shared, compare_tab, session, settings, library_tab.base, opened)
         header.wire(top, session, [opened, based, switched, restored, brought, *moved], library_tab.cards, settled)
         gate.wire(gate_tab, session, gate_page.select, settled)
-        comparing.wire(compare_tab, session, asked, settled, tabs)
+        comparing.wire(compare_tab, session, settings, asked, settled, tabs)
         push.wire(merge_push, session, merge_tab.shown, token, push.merge_files)
         push.wire(gate_push, session, gate_tab.shown, token, push.gates_files)
         leaving.wire(page)
-        page.load(events.stay_open, None, [still], **PRIVATE)
+        changed = [each.change for each in (compare_tab.variants, *compare_tab.kept)]
+        events.newest(changed, settings.run, settings.given, settings.shown, **ALONE)
         session.wire()
         settled.wire()
-    events.quiet(page, still)
     return page
 
 
-def open_page(address: str | None) -> tuple[Session, str, str]:
-    """What a new visitor finds: the built-in base, three adapters picked, and prompts that fit them; the address waits its turn."""
-    session = start_session(bases.catalogue()[0].id)
+def open_page(address: str | None, request: gr.Request) -> tuple[Session, str, str]:
+    """What a new visitor finds: the built-in base, three adapters picked and merged, prompts that fit; the address waits its turn."""
+    events.stay_open(request)
+    try:
+        session = ahead.first_session(kinds.TEXT)
+    except AdapterError as error:  # the rest of the page works without a merge
+        gr.Warning(str(error))
+        session = start_session(bases.catalogue()[0].id)
     return session, examples.first(session), address or ""

@@ -36,7 +36,8 @@ FIRST = "first/comparison.json"
 def first_session(kind: str) -> Session:
     """What a visitor finds on the built-in base of a kind, with the first merge."""
     session = start_session(builtin_base(kind))
-    return session.join(making.first(session.weights, tuple(pick.slot for pick in session.picks)))
+    slots = tuple(pick.slot for pick in session.picks)
+    return session.join(making.first(session.weights, slots)) if slots else session
 
 
 def first_plan(session: Session) -> Plan:

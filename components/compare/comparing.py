@@ -36,8 +36,8 @@ from components.compare.tab import (
     turn,
 )
 from components.compare.votes import Vote
-from components.events import MODEL, PRIVATE, newest
-from components.followed import Followed
+from components.events import AT_ONCE, MODEL, PRIVATE, newest
+from components.followed import Followed, Followers
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session
@@ -207,10 +207,13 @@ def example(session: Session, text: str, event: gr.EventData) -> str:
     return "\n".join(lines if line in lines else [*lines, line])
 
 
-def wire(tab: CompareTab, session: Followed, asked: list[Any], settled: Followed, tabs: gr.Tabs) -> None:
+def wire(
+    tab: CompareTab, session: Followed, settings: Followers, asked: list[Any], settled: Followed, tabs: gr.Tabs
+) -> None:
     """Connect the tab's events.
 
     Args:
+        settings: run after every change of what the tab takes.
         asked: the listeners of what asks for a comparison elsewhere, such as the header's button.
         settled: changes when the base is there.
         tabs: show this one where a comparison was asked for.
@@ -223,12 +226,8 @@ def wire(tab: CompareTab, session: Followed, asked: list[Any], settled: Followed
     wire_axes(tab, session)
     wire_runs(tab, session, asked, tabs)
     blind.wire(tab.blind)
-    told_by = [tab.mode, tab.variants, *tab.axes.settings, tab.prompts, tab.length, tab.temperature, tab.seed]
-    changes = [each.change for each in (*told_by, tab.draw.steps, tab.draw.seeds)]
-    given = [session, *tab.settings]
-    newest(changes, expect, given, [tab.expected])
-    for followed in (session, settled):
-        followed.follow(expect, given, [tab.expected])
+    for followed in (session, settled, settings):
+        followed.follow(expect, [session, *tab.settings], [tab.expected])
 
 
 def wire_axes(tab: CompareTab, session: gr.State) -> None:
@@ -237,7 +236,13 @@ def wire_axes(tab: CompareTab, session: gr.State) -> None:
     seen = [axes.panel, tab.variants, axes.subject]
     for choice, values in ((axes.x, axes.x_values), (axes.y, axes.y_values)):
         newest([choice.input], axes_box.turn, [session, choice], [values])
-    newest([each.change for each in (tab.mode, axes.x, axes.y)], axes_box.shown, [tab.mode, axes.x, axes.y], seen)
+    newest(
+        [each.change for each in (tab.mode, axes.x, axes.y)],
+        axes_box.shown,
+        [tab.mode, axes.x, axes.y],
+        seen,
+        **AT_ONCE,
+    )
 
 
 def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tabs) -> None:

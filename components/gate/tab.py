@@ -15,7 +15,7 @@ from components import charts, fragments, kinds, queueing
 from components.compare import examples, export
 from components.compare import tab as compare
 from components.compare.drawing import MOST_STEPS, read
-from components.events import ALONE, MODEL, PRIVATE, heard, newest
+from components.events import ALONE, LAST, MODEL, PRIVATE, heard, newest
 from components.followed import Followed
 from components.following import Ticks
 from components.gate import adding, choosing, gating, training
@@ -58,6 +58,7 @@ class GateTab:
     add: AddBox
     visited: gr.State
     seen: gr.State
+    gated: gr.State
 
     @property
     def asked(self) -> list[Any]:
@@ -81,7 +82,7 @@ def create() -> GateTab:
             parts = _chosen()
             add = adding.create()
     box = TrainBox(*settings, *charts, gr.State(""), gr.State(None))
-    return GateTab(box, *parts, add, gr.State(False), gr.State(None))
+    return GateTab(box, *parts, add, gr.State(False), gr.State(None), gr.State(None))
 
 
 def _chosen() -> tuple[Any, ...]:
@@ -151,6 +152,11 @@ def enter(session: Session, prompt: str, other: str) -> tuple[bool, str, str]:
     return True, *[*lines, "", ""][:2]
 
 
+def gated(session: Session, visited: bool) -> tuple[Any, ...] | None:
+    """What the gates' choices depend on: the rest of a session may change without looking again. None before the first look."""
+    return (session.base, session.picks, kinds.own(session).gates) if visited else None
+
+
 @told
 def look(
     session: Session,
@@ -170,18 +176,23 @@ def look(
     busy, idle = gr.Button(visible=True), gr.Button(visible=False)
     prompts = [text.strip() for text in (prompt, other) if text.strip()]
     asked = (session.base, session.picks, shown, tuple(prompts), view, tuple(sorted(masked)), steps, seed)
-    if not visited or not session.gates or seen == asked:
+    if seen is not None and seen[0] == asked:
+        yield seen[1], *silent, gr.skip(), gr.skip()  # over the place in the queue
+        return
+    if not visited or not session.gates:
         yield "", *silent, gr.skip(), gr.skip()  # a generator that yields nothing would empty what is shown
         return
     if not prompts:
-        yield fragments.subtle("Write a prompt to see what the gates choose for it."), *silent, asked, gr.skip()
+        line = fragments.subtle("Write a prompt to see what the gates choose for it.")
+        yield line, *silent, (asked, line), gr.skip()
         return
     compare.check_prompts(prompts)
     mine = gates_of(session, shown)
     found = store.entry(mine.key)
     if mine.base != session.base:
-        line = f"These gates need the base {found.saved.base.id}: choose it in the Library to see what they choose."
-        yield fragments.subtle(line), *silent, asked, gr.skip()
+        need = f"These gates need the base {found.saved.base.id}: choose it in the Library to see what they choose."
+        line = fragments.subtle(need)
+        yield line, *silent, (asked, line), gr.skip()
         return
     mask = gating.checked_mask(found, masked)
     coming = loading(session.base)
@@ -201,7 +212,7 @@ def look(
     finally:
         forget(ticket)
     # Shown once more: of two values that come at once the page may lose a plot.
-    yield line, *plots, answers, asked, idle
+    yield line, *plots, answers, (asked, line), idle
 
 
 def _ticket(request: gr.Request) -> str:
@@ -259,13 +270,13 @@ def wire(tab: GateTab, session: Followed, selected: Any, settled: Followed) -> N
     trained.success(finish, [session, tab.train.made], [session, tab.shown], **ALONE)
     offered = [tab.shown, tab.about, tab.looking, tab.masks, tab.download]
     session.follow(refresh, [session, tab.shown, tab.masks], offered)
+    session.follow(gated, [session, tab.visited], [tab.gated])
     chosen = newest([tab.shown.input], refresh, [session, tab.shown, tab.masks], offered)
     # Asked for outright, the same is shown anew. Otherwise it is not: what waits behind a look that is stopped would begin again.
     outright = gr.on([tab.look.click, tab.prompt.submit, tab.other.submit], lambda: None, None, [tab.seen], **PRIVATE)
     changes = [tab.view.input, tab.masks.input, tab.steps.release, tab.seed.submit]
-    last = {"trigger_mode": "always_last"}
-    looked: list[Callable[..., Any]] = [entered.then, session.done.change, chosen.then, partial(outright.then, **last)]
-    for listen in (*looked, partial(heard(changes).then, **last)):
+    looked: list[Callable[..., Any]] = [entered.then, tab.gated.change, chosen.then, partial(outright.then, **LAST)]
+    for listen in (*looked, partial(heard(changes).then, **LAST)):
         listen(look, asked, tab.pictures, **MODEL).failure(failed, None, [tab.progress, tab.stop], **PRIVATE)
         queueing.follow(listen, "model", tab.progress)
     tab.stop.click(stopping, None, None, **PRIVATE)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_space
+
+from components.events import PRIVATE
 
 
 def available() -> bool:
@@ -15,14 +18,18 @@ def available() -> bool:
     return bool(get_space()) and asked and all(find_spec(name) for name in ("authlib", "itsdangerous"))
 
 
-def create(page: gr.Blocks) -> gr.State:
+def create() -> gr.State:
     """The button to sign in, where that is possible; gives what holds the signed-in account's token, in memory only."""
-    token = gr.State(None)
     if available():
         with gr.Row(elem_classes="by-actions"):
             gr.LoginButton("Sign in with Hugging Face", size="sm", scale=0, min_width=240)
-        page.load(read, None, [token], api_visibility="private", show_progress="hidden")
-    return token
+    return gr.State(None)
+
+
+def wire(opened: Any, token: gr.State) -> None:
+    """Read the token once the page is ``opened``."""
+    if available():
+        opened.then(read, None, [token], **PRIVATE)
 
 
 def read(account: gr.OAuthToken | None) -> str | None:

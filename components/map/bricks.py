@@ -23,7 +23,7 @@ from lego import AdapterError
 from lego.edit import Edit
 from lego.unitset import UnitSet, indices
 
-Asking = Callable[[Callable[..., Session]], Callable[..., tuple[int, Session]]]
+Asking = Callable[[Callable[..., Session]], Callable[..., tuple[Any, ...]]]
 MUTE, SOLO, SCALE = "mute", "solo", "scale"
 MOST_FACTOR = 100
 NAME_LENGTH = 60
@@ -209,19 +209,19 @@ def refresh(session: Session) -> tuple[Any, Any, Any]:
 
 
 def wire(
-    box: BrickBox, session: Followed, chosen: gr.State, reported: gr.Dropdown, asked: gr.State, asking: Asking
+    box: BrickBox, session: Followed, chosen: gr.State, reported: gr.Dropdown, asked: list[Any], asking: Asking
 ) -> tuple[list[Any], Any]:
     """Connect the section's events.
 
     Args:
         reported: the merge whose report is shown.
-        asked, asking: how often an edit was to be tried, and what makes an edit count there.
+        asked, asking: what an edit fills that is tried, last how often that was asked for; and what makes an edit fill it.
 
     Returns:
         The edits, and the event after which a kept selection is back.
     """
     # What is tried first: the rest of the page follows the session in the meantime.
-    given, changed = [asked, session, chosen], [asked, session]
+    given, changed = [asked[-1], session, chosen], [*asked, session]
     edits = [
         box.mute.click(asking(mute), given, changed, **ALONE),
         box.solo.click(asking(solo), given, changed, **ALONE),

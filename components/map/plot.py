@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import charts, figures, fragments
-from components.events import NEWEST, PRIVATE, heard
+from components.events import NEWEST, PRIVATE, newest
 from components.map import maps, selection, unit_figures
 from components.messages import told
 from components.session.state import Selection, Session
@@ -17,26 +17,23 @@ from components.work import Turns
 from mole.cli import clock
 
 _waiting = Turns()
+NOTHING = "Pick adapters in the Library to see their bricks."
 
 
 @dataclass(frozen=True)
 class PlotBox:
-    """The components that events need: the line above the map, its Stop, the map, and how many UMAPs have come."""
+    """The components that events need: the line above the map, its Stop, the map, the UMAP it waits for, and how many have come."""
 
     note: gr.HTML
     stop: gr.Button
     plot: charts.Chart
+    awaited: gr.State
     come: gr.State
 
     @property
     def drawn(self) -> list[Any]:
         """What ``draw`` fills."""
-        return [self.plot, self.note]
-
-    @property
-    def awaited(self) -> list[Any]:
-        """What ``wait`` fills."""
-        return [self.note, self.stop, self.come]
+        return [self.plot, self.note, self.stop, self.awaited]
 
 
 def line() -> tuple[gr.HTML, gr.Button]:
@@ -49,14 +46,16 @@ def line() -> tuple[gr.HTML, gr.Button]:
 
 @told
 def draw(
-    session: Session, chosen: Selection, kind: str | None, layer: str, k: int, colour: str, projection: str
-) -> tuple[Any, Any]:
-    """The map, and what it shows; the principal components where UMAP is still to come."""
-    if not session.picks or not kind:
-        return figures.empty("Pick adapters in the Library to see their bricks."), caption(None)
-    view = maps.seen(session, kind, layer, k)
-    coming = projection == maps.UMAP and view.mapped.umap.ready is None
-    return figure(view, chosen, colour, projection), gr.skip() if coming else caption(view)
+    session: Session, chosen: Selection, kind: str | None, layer: str, k: int, colour: str, projection: str,
+    request: gr.Request,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The map, and what it shows; the principal components where UMAP is still to come, and then which one is awaited."""
+    view = maps.seen(session, kind, layer, k) if session.picks and kind else None
+    drawn = figure(view, chosen, colour, projection) if view else figures.empty(NOTHING)
+    if view and projection == maps.UMAP and view.mapped.umap.ready is None:
+        return drawn, gr.skip(), gr.skip(), (session.weights, kind, layer)
+    _waiting.end(str(request.session_hash))
+    return drawn, caption(view), gr.Button(visible=False), None
 
 
 def figure(view: maps.View, chosen: Selection, colour: str, projection: str) -> Any:
@@ -76,23 +75,21 @@ def caption(view: maps.View | None) -> str:
 
 @told
 def wait(
-    session: Session, kind: str | None, layer: str, k: int, projection: str, come: int, request: gr.Request
+    session: Session, awaited: tuple[Any, ...] | None, k: int, come: int, request: gr.Request
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Where UMAP is still to come, say how long that takes, then that one more has come; unless another map is asked for."""
+    yield gr.skip(), gr.skip(), gr.skip()
+    if awaited is None:
+        return
     with _waiting.begin(str(request.session_hash)) as turn:
-        view = maps.seen(session, kind, layer, k) if session.picks and kind else None
-        umap = view and view.mapped.umap
-        if umap is None or projection != maps.UMAP or umap.ready is not None:
-            # Over what an earlier wait may have said since this map was drawn.
-            yield caption(view), gr.Button(visible=False), gr.skip()
-            return
+        _, kind, layer = awaited
         yield gr.skip(), gr.Button(visible=True), gr.skip()
-        for seconds, expected in umap.wait(turn):
+        for seconds, expected in maps.seen(session, kind, layer, k).mapped.umap.wait(turn):
             if not turn.current:
-                return
+                break
             yield coming(seconds, expected), gr.skip(), gr.skip()
-        if turn.current:
-            yield gr.skip(), gr.Button(visible=False), come + 1
+        # What is given last is sent once more at the end: over what a newer one says, where it says anything.
+        yield (gr.skip(), gr.Button(visible=False), come + 1) if turn.current else (gr.skip(),) * 3
 
 
 def coming(seconds: float, expected: float) -> str:
@@ -103,32 +100,28 @@ def coming(seconds: float, expected: float) -> str:
 
 
 @told
-def stop(session: Session, kind: str | None, layer: str, k: int, request: gr.Request) -> tuple[Any, Any, Any]:
+def stop(session: Session, kind: str | None, layer: str, k: int, request: gr.Request) -> tuple[Any, ...]:
     """Back to the principal components; the UMAP is computed no further, unless somebody else waits for it."""
     turn = _waiting.end(str(request.session_hash))
     view = maps.seen(session, kind, layer, k) if session.picks and kind else None
     if view:
         view.mapped.umap.give_up(turn)
-    return caption(view), gr.Button(visible=False), maps.PCA
+    return caption(view), gr.Button(visible=False), None, maps.PCA
 
 
-def wire(
-    box: PlotBox, session: gr.State, chosen: gr.State, place: list[Any], looks: list[Any], placed: list[Any]
-) -> None:
+def wire(box: PlotBox, session: gr.State, chosen: gr.State, place: list[Any], looks: list[Any]) -> None:
     """Connect the map.
 
     Args:
         place: kind, layer and k.
         looks: colour and projection.
-        placed: the listeners of what asks for other bricks.
     """
-    colour, projection = looks
-    given, awaited = [session, chosen, *place, *looks], [session, *place, projection, box.come]
-    back = [box.note, box.stop, projection]
-    each = {**PRIVATE, "trigger_mode": "multiple"}
-    colour.input(draw, given, box.drawn, **NEWEST)
+    given, back = [session, chosen, *place, *looks], [box.note, box.stop, box.awaited, looks[-1]]
+    newest([each.input for each in looks], draw, given, box.drawn)
     box.come.change(draw, given, box.drawn, **NEWEST)
-    for listen in (*placed, heard([projection.input]).then):
-        drawn = listen(draw, given, box.drawn, **NEWEST)
-        drawn.then(wait, awaited, box.awaited, **each).failure(stop, [session, *place], back, **PRIVATE)
+    waiting = [box.note, box.stop, box.come]
+    waited = box.awaited.change(
+        wait, [session, box.awaited, place[-1], box.come], waiting, **{**PRIVATE, "trigger_mode": "multiple"}
+    )
+    waited.failure(stop, [session, *place], back, **PRIVATE)
     box.stop.click(stop, [session, *place], back, **PRIVATE)

@@ -93,7 +93,7 @@ def create() -> MapTab:
         ablate_box = ablate.create()
     bridge = gr.HTML(visible="hidden", html_template="<i></i>", js_on_load=SCRIPT.read_text(encoding="utf-8"))
     states = gr.State(Selection()), gr.State(None)
-    map = plot.PlotBox(note, stop, shown, gr.State(0))
+    map = plot.PlotBox(note, stop, shown, gr.State(None), gr.State(0))
     controls = kind, layer, k, colour, projection, map, bridge, view, title, chart
     return MapTab(*controls, strip, pin, details, table, *states, brick_box, try_box, picture_box, ablate_box)
 
@@ -109,8 +109,11 @@ def left(session: Session, chosen: Selection) -> Selection:
 
 
 @told
-def controls(session: Session, kind: str | None, layer: str, k: int) -> tuple[Any, Any, Any]:
-    """Offer the kinds, layers and cluster counts that the picked adapters have; keep what was chosen where it still exists."""
+def place(
+    session: Session, chosen: Selection, kind: str | None, layer: str, k: int, colour: str, projection: str,
+    request: gr.Request,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Offer the kinds, layers and cluster counts that the picked adapters have, keep what is chosen where they have it, draw it."""
     kinds = maps.kinds(session)
     kind = kind if kind in kinds else (kinds[0] if kinds else None)
     every = maps.ALL_LAYERS
@@ -118,7 +121,10 @@ def controls(session: Session, kind: str | None, layer: str, k: int) -> tuple[An
     layer = layer if layer in [value for _, value in layers] else every
     most, usual = maps.cluster_range(session, kind) if kind else (2, 1)
     k = k if 1 <= k <= most else usual
-    return gr.Dropdown(kinds, value=kind), gr.Dropdown(layers, value=layer), gr.Slider(1, most, value=k, step=1)
+    offered = gr.Dropdown(kinds, value=kind), gr.Dropdown(layers, value=layer), gr.Slider(1, most, value=k, step=1)
+    chosen = left(session, chosen)
+    drawn = plot.draw(session, chosen, kind, layer, k, colour, projection, request)
+    return *offered, *drawn, *follow(session, chosen, kind, layer, k, projection)
 
 
 @told
@@ -202,26 +208,22 @@ def wire(tab: MapTab, session: Followed, settings: list[Any], reported: gr.Dropd
     chosen, looks = tab.chosen, [tab.colour, tab.projection]
     everything = [session, chosen, *tab.place]
     session.follow(picks, [session], [tab.picked])
-    kept = tab.picked.change(left, [session, chosen], [chosen], **ALONE)
-    set_up = [
-        event(controls, [session, *tab.place], tab.place, **NEWEST)
-        for event in (tab.picked.change, heard([tab.kind.input]).then)
-    ]
-    placed = [*(event.then for event in set_up), heard([tab.layer.input]).then]
-    plot.wire(tab.map, session, chosen, tab.place, looks, placed)
-    for listen in placed:
-        listen(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
-        listen(follow, [*everything, tab.projection], tab.following, **NEWEST)
-    reclustered = [*tab.map.drawn, tab.table, *tab.beside]
+    tab.picked.change(left, [session, chosen], [chosen], **ALONE)
+    placed = [*tab.place, *tab.map.drawn, *tab.following]
+    for listen in (tab.picked.change, heard([tab.kind.input, tab.layer.input]).then):
+        drawn = listen(place, [*everything, *looks], placed, **NEWEST)
+        drawn.then(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
+    plot.wire(tab.map, session, chosen, tab.place, looks)
+    reclustered = [tab.map.plot, tab.map.note, tab.table, *tab.beside]
     tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, **{**NEWEST, **AT_ONCE})
     tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
     seen = [*everything, tab.projection]
     tab.bridge.select(
         select, [*seen, tab.view, tab.ablate.found], [chosen, *tab.following], trigger_mode="multiple", **ALONE
     )
-    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported, tab.trying.asked, trying.asking)
-    for changed in (kept, recalled, tab.pin.click(pin, [chosen], [chosen], **ALONE)):
+    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported, tab.trying.asking, trying.asking)
+    for changed in (recalled, tab.pin.click(pin, [chosen], [chosen], **ALONE)):
         changed.then(follow, seen, tab.following, **NEWEST)
-    trying.wire(tab.trying, tab.bricks, edits, session, tab.picked, settings)
+    trying.wire(tab.trying, edits, session, tab.picked, settings)
     pictured.wire(tab.pictured, session, chosen, tab.picked)
     ablate.wire(tab.ablate, session, tab.picked, tab.place, maps.where)

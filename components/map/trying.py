@@ -16,7 +16,6 @@ from components.compare.form import Form
 from components.compare.tab import awaited, read_prompts
 from components.events import MODEL, PRIVATE
 from components.library.shelf import shelf
-from components.map.bricks import BrickBox
 from components.messages import told
 from components.session.state import Column, Session, columns
 from components.work import Turns, loading
@@ -40,6 +39,11 @@ class TryBox:
     def line(self) -> list[Any]:
         """What says how far it is."""
         return [self.progress, self.stop]
+
+    @property
+    def asking(self) -> list[Any]:
+        """What an edit fills that is tried, before the session."""
+        return [*self.line, self.asked]
 
 
 def create() -> TryBox:
@@ -65,13 +69,14 @@ def pair(session: Session) -> list[Column]:
     return [before, next(column for column in every if column.id == f"edited:{newest.name}")]
 
 
-def asking(edit: Callable[..., Session]) -> Callable[..., tuple[int, Session]]:
-    """An edit that is tried next: how often that was asked for, and the session with it."""
+def asking(edit: Callable[..., Session]) -> Callable[..., tuple[Any, ...]]:
+    """An edit that is tried next: what to say meanwhile, how often that was asked for, and the session with it."""
 
-    def press(asked: int, request: gr.Request, *given: Any) -> tuple[int, Session]:
+    def press(asked: int, request: gr.Request, *given: Any) -> tuple[Any, ...]:
         edited = edit(*given)
         _newest.begin(str(request.session_hash))
-        return asked + 1, edited
+        # At once, however long others keep the model busy.
+        return fragments.progress("Waiting for the model", None), gr.Button(visible=True), asked + 1, edited
 
     return press
 
@@ -87,6 +92,7 @@ def start(request: gr.Request, session: Session, *settings: Any) -> Iterator[tup
     with turn:
         for step in tried(session, settings):
             if not turn.current:
+                yield (gr.skip(),) * 3  # the end sends the last once more, over a newer one
                 return
             yield step
 
@@ -112,11 +118,6 @@ def draw(found: Any) -> str:
     return pictures.draw(found, running=not found.finished)
 
 
-def waiting() -> tuple[Any, ...]:
-    """What is shown at once, however long others keep the model busy."""
-    return fragments.progress("Waiting for the model", None), gr.Button(visible=True)
-
-
 def ended(request: gr.Request) -> tuple[Any, ...]:
     """After a stop or an error: what waits is not tried either."""
     _newest.end(str(request.session_hash))
@@ -134,13 +135,10 @@ def cleared(request: gr.Request) -> tuple[Any, ...]:
     return *idle(), ""
 
 
-def wire(
-    box: TryBox, buttons: BrickBox, edits: list[Any], session: gr.State, picked: gr.State, settings: list[Any]
-) -> None:
+def wire(box: TryBox, edits: list[Any], session: gr.State, picked: gr.State, settings: list[Any]) -> None:
     """Connect the section's events.
 
     Args:
-        buttons: those that edit.
         edits: the events that let an edit join the variants.
         picked: changes with the picks, with which what was tried leaves.
         settings: of Compare.
@@ -150,7 +148,5 @@ def wire(
     run = box.asked.change(start, [session, *settings], [*box.line, box.shown], trigger_mode="multiple", **MODEL)
     run.failure(ended, None, box.line, **PRIVATE)
     queueing.follow(box.asked.change, "model", box.progress)
-    pressed = [buttons.mute.click, buttons.solo.click, buttons.scale.click]
-    gr.on(pressed, waiting, None, box.line, **PRIVATE)
     box.stop.click(ended, None, box.line, cancels=[run], **PRIVATE)
     picked.change(cleared, None, [*box.line, box.shown], cancels=[run], **PRIVATE)

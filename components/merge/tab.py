@@ -47,6 +47,7 @@ class MergeTab:
     report: gr.HTML
     measure: gr.Radio
     chart: charts.Chart
+    reported: gr.State
 
 
 def create() -> MergeTab:
@@ -56,7 +57,7 @@ def create() -> MergeTab:
             settings = _settings()
         with gr.Column(scale=3, min_width=320):
             result = _result()
-    return MergeTab(*settings, gr.State(None), *result)
+    return MergeTab(*settings, gr.State(None), *result, gr.State(None))
 
 
 def _settings() -> tuple[Any, ...]:
@@ -149,6 +150,11 @@ def refresh(session: Session, shown: str | None) -> tuple[str, Any]:
     return reports.sources(session, entries), gr.Dropdown(_choices(session), value=value)
 
 
+def reported(session: Session) -> tuple[Any, ...]:
+    """What a report tells of a session: the rest may change without drawing it again."""
+    return kinds.own(session).merges, session.weights
+
+
 @told
 def show(session: Session, shown: str | None, measure: str) -> tuple[Any, ...]:
     """The report of the chosen merge, its chart, and its download."""
@@ -176,7 +182,8 @@ def wire(tab: MergeTab, session: Followed) -> None:
     result = [tab.report, tab.measure, tab.chart, tab.download]
     asked = [session, tab.shown, tab.measure]
     session.follow(refresh, [session, tab.shown], [tab.sources, tab.shown])
-    session.done.change(show, asked, result, **NEWEST)
+    session.follow(reported, [session], [tab.reported])
+    tab.reported.change(show, asked, result, **NEWEST)
     newest([tab.shown.input, tab.measure.input], show, asked, result)
     merging = {**PRIVATE, "concurrency_limit": 2, "concurrency_id": "merge"}
     settings = [session, tab.method, tab.seed, tab.name, *tab.values]
@@ -185,14 +192,3 @@ def wire(tab: MergeTab, session: Followed) -> None:
     running.success(join, [session, tab.made], [session, tab.shown], **ALONE)
     running.failure(ended, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **PRIVATE)
-
-
-def first(session: Session) -> Made:
-    """The merge that is ready when the page opens: LEGO with its defaults; made once for the same picks."""
-    return making.first(session.weights, tuple(pick.slot for pick in session.picks))
-
-
-def wire_first(tab: MergeTab, opened: Any, session: gr.State) -> Any:
-    """Let the first merge join once the page is open; gives the event after which it has."""
-    ready = opened.then(told(first), [session], [tab.made], **PRIVATE)
-    return ready.success(join, [session, tab.made], [session, tab.shown], **ALONE)

@@ -14,6 +14,7 @@ from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
 from components.events import ALONE, newest
+from components.followed import Followers
 from components.library.shelf import shelf
 from components.session.remembered import AxesOf
 from components.session.state import Session, columns
@@ -133,33 +134,40 @@ def create() -> HistoryBox:
     return HistoryBox(undo, redo, gr.State(None))
 
 
-def begin(session: Session, *settings: Any) -> History:
+Held = tuple[Any, Any, Any]
+"""The history and both buttons, as far as they change."""
+
+
+def begin(session: Session, *settings: Any) -> Held:
     """Nothing to undo: the page as it opens."""
-    return History(present=Moment.of(session, settings), since=time.monotonic())
+    return _held(None, History(present=Moment.of(session, settings), since=time.monotonic()))
 
 
-def record(session: Session | None, held: History | None, *settings: Any) -> Any:
+def record(session: Session | None, held: History | None, *settings: Any) -> Held:
     """Remember a change of the session."""
     if session is None:
-        return gr.skip()
-    found = (held or History()).record(Moment.of(session, settings), time.monotonic())
-    return gr.skip() if found == held else found
+        return _held(held, held)
+    return _held(held, (held or History()).record(Moment.of(session, settings), time.monotonic()))
 
 
-def enter(session: Session | None, held: History | None, *settings: Any) -> Any:
+def enter(session: Session | None, held: History | None, *settings: Any) -> Held:
     """Remember a change of a setting."""
     if session is None or held is None:
-        return gr.skip()
-    found = held.enter(Moment.of(session, settings), time.monotonic())
-    return gr.skip() if found == held else found
+        return _held(held, held)
+    return _held(held, held.enter(Moment.of(session, settings), time.monotonic()))
 
 
-def follow(session: Session | None, held: History | None, *settings: Any) -> Any:
+def follow(session: Session | None, held: History | None, *settings: Any) -> Held:
     """Settings changed, perhaps by themselves."""
     if session is None or held is None:
-        return gr.skip()
-    found = held.follow(Moment.of(session, settings))
-    return gr.skip() if found == held else found
+        return _held(held, held)
+    return _held(held, held.follow(Moment.of(session, settings)))
+
+
+def _held(before: History | None, found: History | None) -> Held:
+    if found is None or found == before:
+        return (gr.skip(),) * 3
+    return found, gr.Button(interactive=bool(found.past)), gr.Button(interactive=bool(found.future))
 
 
 def back(held: History | None) -> tuple[Any, ...]:
@@ -174,11 +182,11 @@ def forth(held: History | None) -> tuple[Any, ...]:
 
 def _moved(held: History | None, found: History | None) -> tuple[Any, ...]:
     if held is None or found is None or found == held or held.present is None or found.present is None:
-        return (gr.skip(),) * (3 + SETTINGS)
+        return (gr.skip(),) * (5 + SETTINGS)
     session, form = found.present.session, found.present.form
     moved = (session, session.base) if session != held.present.session else (gr.skip(), gr.skip())
     settings = (gr.skip(),) * SETTINGS if form == held.present.form else _settings(session, form)
-    return found, *moved, *settings
+    return *_held(held, found), *moved, *settings
 
 
 SETTINGS = 19
@@ -194,26 +202,27 @@ def _settings(session: Session, form: Form) -> tuple[Any, ...]:
     return *variants, form.prompts, form.mode, *axes, *texts, *form.drawing
 
 
-def able(held: History | None) -> tuple[Any, Any]:
-    """Which of the two can be pressed."""
-    return gr.Button(interactive=bool(held and held.past)), gr.Button(interactive=bool(held and held.future))
-
-
 def wire(
     box: HistoryBox,
     session: gr.State,
+    settings: Followers,
     base: gr.Dropdown,
     tab: CompareTab,
-    ready: Any,
+    opened: Any,
 ) -> list[Any]:
-    """Connect the buttons; ``ready`` is when the page has opened; gives the events after which another base may be wanted."""
-    given, shown = [session, box.held, *tab.settings], [tab.variants, *tab.kept]
-    session.change(record, given, [box.held], **ALONE)
-    newest([each.input for each in shown], enter, given, [box.held], **ALONE)
-    newest([each.change for each in shown], follow, given, [box.held], **ALONE)
-    ready.success(begin, [session, *tab.settings], [box.held], **ALONE)
-    box.held.change(able, [box.held], [box.undo, box.redo], **ALONE)
-    moved = [box.held, session, base, tab.variants, tab.known, *tab.kept]
+    """Connect the buttons; gives the events after which another base may be wanted.
+
+    Args:
+        settings: run after every change of what ``tab`` takes.
+        base: the choice of the base.
+        opened: when the page has opened.
+    """
+    given, shown, held = [session, box.held, *tab.settings], [tab.variants, *tab.kept], [box.held, box.undo, box.redo]
+    session.change(record, given, held, **ALONE)
+    newest([each.input for each in shown], enter, given, held, **ALONE)
+    settings.follow(follow, given, held)
+    opened.success(begin, [session, *tab.settings], held, **ALONE)
+    moved = [*held, session, base, tab.variants, tab.known, *tab.kept]
     return [
         button.click(function, [box.held], moved, **ALONE) for button, function in ((box.undo, back), (box.redo, forth))
     ]

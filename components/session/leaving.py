@@ -137,6 +137,7 @@ def free(page: Any, who: str, since: float) -> None:
     states.delete_state(who)
     states.session_data.pop(who, None)
     states.time_last_used.pop(who, None)
+    page._queue.pending_event_ids_session.pop(who, None)
     release(who)
 
 

@@ -14,8 +14,8 @@ from components.compare import aligning, axes_box, drawing, export
 from components.compare import tab as compare
 from components.compare.form import Form
 from components.compare.tab import CompareTab
-from components.events import PRIVATE, newest
-from components.followed import Followed
+from components.events import PRIVATE
+from components.followed import Followed, Followers
 from components.library.shelf import local, shelf
 from components.messages import told
 from components.session import opening, restore
@@ -35,7 +35,9 @@ READ = f"""() => {{
 }}"""
 WRITE = f"""(link) => {{
   if (window.brickyardOpens) return;
-  history.replaceState(history.state, '', link ? `#{KEPT}=${{link}}` : location.pathname + location.search);
+  const write = () => history.replaceState(history.state, '', link ? `#{KEPT}=${{link}}` : location.pathname + location.search);
+  clearTimeout(window.brickyardWrites); // browsers refuse what is written with every letter
+  window.brickyardWrites = setTimeout(write, 300);
 }}"""
 ARRIVED = f"(link) => {{ window.brickyardOpens = false; ({WRITE})(link); }}"
 FAILED = "() => { window.brickyardOpens = false; }"
@@ -120,7 +122,7 @@ def wanted_of(address: str) -> Any:
 
 
 @told
-def opened(session: Session, address: str) -> Iterator[tuple]:
+def open_address(session: Session, address: str) -> Iterator[tuple]:
     """The session of an address; whether it is to be compared comes last."""
     kind, _, text = address.partition("=")
     for step in bring_back(session, opening.from_link(text)):
@@ -184,8 +186,8 @@ def outputs(tab: CompareTab, session: gr.State, base: gr.Dropdown) -> list[Any]:
     return [tab.progress, session, base, tab.variants, tab.known, tab.draw.suited, *tab.kept, tab.draw.judge]
 
 
-def wire(box: ShareBox, tab: CompareTab, session: Followed, base: gr.Dropdown, ready: Any) -> Any:
-    """Connect the buttons, and the address, which is read once the page is ready and follows it from then on.
+def wire(box: ShareBox, tab: CompareTab, session: Followed, settings: Followers, base: gr.Dropdown, opened: Any) -> Any:
+    """Connect the buttons, and the address, which is read once the page has ``opened`` and follows it from then on.
 
     Gives the event after which another base may be wanted.
     """
@@ -193,16 +195,15 @@ def wire(box: ShareBox, tab: CompareTab, session: Followed, base: gr.Dropdown, r
     box.copy.click(copied, given, [box.shared], **PRIVATE).success(None, [box.shared], None, js=COPY, **PRIVATE)
     made = box.make.click(saved, given, [box.save], **PRIVATE)
     made.success(None, None, None, js=fragments.PRESS % FILE, **PRIVATE)
-    ready.then(wanted_of, [box.address], [box.wanted], **PRIVATE)
+    opened.then(wanted_of, [box.address], [box.wanted], **PRIVATE)
     filled = [*outputs(tab, session, base), box.asked]
-    brought = box.wanted.change(opened, [session, box.wanted], filled, **PRIVATE)
+    brought = box.wanted.change(open_address, [session, box.wanted], filled, **PRIVATE)
     tab.progress.halt(stopped, None, [tab.progress], cancels=[brought], **PRIVATE)
     tab.progress.halt(None, None, None, js=FAILED, **PRIVATE)
     brought.failure(cleared, None, [tab.progress], **PRIVATE)
     brought.failure(None, None, None, js=FAILED, **PRIVATE)
     brought.success(link_of, given, [box.link], **PRIVATE).then(None, [box.link], None, js=ARRIVED, **PRIVATE)
-    session.follow(link_of, given, [box.link])
-    changes = [tab.prompts.blur, tab.mode.change, tab.variants.change, tab.run.click]
-    newest(changes, link_of, given, [box.link])
+    for followed in (session, settings):
+        followed.follow(link_of, given, [box.link])
     box.link.change(None, [box.link], None, js=WRITE, **PRIVATE)
     return brought

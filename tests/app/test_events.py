@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import defaultdict
 from functools import cache
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 from gradio.context import LocalContext
 
-from components import page
+from components import events, page
 from components.followed import Followed
 
 
@@ -57,6 +60,48 @@ def test_progress_is_shown_where_it_can_be_seen() -> None:
     assert not any(kinds[place] == "state" for each in shown for place in each["show_progress_on"] or each["outputs"])
 
 
+def test_the_browser_seeks_no_state_and_nothing_of_the_endpoints() -> None:
+    states = {component["id"] for component in config()["components"] if component["type"] == "state"}
+    taken = {each for one in config()["dependencies"] if one["api_visibility"] == "private" for each in one["inputs"]}
+    assert len(states) > 20
+    assert not states & taken
+    kinds = {component["id"]: component["type"] for component in config()["components"]}
+    order = [kinds.get(child["id"]) == "api" for child in config()["layout"]["children"]]
+    assert order == sorted(order)
+    assert any(order)
+
+
+@pytest.mark.parametrize(("opens", "then"), [(True, "process_completed"), (False, "close_stream")])
+def test_the_stream_of_messages_stays_open_with_the_page(opens: bool, then: str) -> None:
+    """Without what the page does for that Gradio closes it: once it does not, ``stay_open`` can go."""
+
+    def first(request: gr.Request) -> None:
+        if opens:
+            events.stay_open(request)
+
+    with gr.Blocks() as blocks:
+        blocks.load(first, None, None)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+
+    def ask() -> None:
+        httpx.post(f"{url}gradio_api/queue/join", json={"data": [], "fn_index": 0, "session_hash": "me"})
+
+    def until(*ends: str) -> str:
+        said = (json.loads(line[5:])["msg"] for line in lines if line.startswith("data:"))
+        return next(message for message in said if message in ends)
+
+    try:
+        ask()
+        with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=me", timeout=30) as stream:
+            lines = stream.iter_lines()
+            assert until("process_completed")
+            time.sleep(0.2)
+            ask()
+            assert until("process_completed", "close_stream") == then
+    finally:
+        blocks.close()
+
+
 def called(blocks: gr.Blocks, held: dict[int, Any], *values: Any) -> Any:
     """What the only listener of a page gives, in a session that holds these states."""
     (listener,) = blocks.fns.values()
@@ -81,10 +126,10 @@ def test_a_followed_state_fills_everything_in_one_request() -> None:
         state.follow(fails, [state], boxes[2:])
         state.wire()
     (listener,) = blocks.fns.values()
-    assert listener.inputs == [state.done, state, other]
-    assert listener.outputs == [state.done, *boxes]
+    assert listener.inputs == [state, other]
+    assert listener.outputs == boxes
     with pytest.warns(UserWarning, match="not that"):
-        assert called(blocks, {state._id: 3}, 0, 3, "x") == [1, "x3", 4, gr.skip()]
+        assert called(blocks, {state._id: 3}, 3, "x") == ["x3", 4, gr.skip()]
 
 
 def test_what_followed_an_earlier_session_is_not_shown() -> None:
@@ -98,7 +143,7 @@ def test_what_followed_an_earlier_session_is_not_shown() -> None:
 
         state.follow(slow, [state], [box])
         state.wire()
-    assert called(blocks, held, 0, 1) == [gr.skip(), gr.skip()]
+    assert called(blocks, held, 1) == [gr.skip()]
 
 
 def test_an_equal_session_in_its_place_is_no_change() -> None:
@@ -112,7 +157,7 @@ def test_an_equal_session_in_its_place_is_no_change() -> None:
 
         state.follow(follow, [state], [box])
         state.wire()
-    assert called(blocks, held, 0, (1, 2)) == [1, "shown"]
+    assert called(blocks, held, (1, 2)) == ["shown"]
 
 
 def test_what_follows_the_session_fills_no_component_twice() -> None:

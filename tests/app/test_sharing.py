@@ -311,9 +311,12 @@ def test_history_is_bounded_and_a_base_puts_picks_aside(monkeypatch: pytest.Monk
 
 def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
     told = values(session, "axes")
-    held = history.begin(session, *told)
-    held = history.enter(session, held, *values(session, "variants", prompts="else", length=40))
-    found, moved, base, variants, known, prompts, mode, *rest = history.back(held)
+    held, undo, redo = history.begin(session, *told)
+    assert (undo.interactive, redo.interactive) == (False, False)
+    held, undo, redo = history.enter(session, held, *values(session, "variants", prompts="else", length=40))
+    assert (undo.interactive, redo.interactive) == (True, False)
+    found, undo, redo, moved, base, variants, known, prompts, mode, *rest = history.back(held)
+    assert (undo.interactive, redo.interactive) == (False, True)
     assert found.present == Moment.of(session, told)
     assert isinstance(hash(found), int)  # the page tells by it whether the history has changed
     assert {"__type__"} == set(moved) == set(base)  # neither has changed
@@ -322,7 +325,7 @@ def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
     assert set(told[1]) < set(known)
     assert [rest[1].value, rest[3].value] == ["0..1 | 0.5", "0, 1"]
     assert tuple(rest[9:]) == DRAWN[:-1]
-    assert len(history.back(held)) == 3 + history.SETTINGS == len(history.back(None))
+    assert len(history.back(held)) == 5 + history.SETTINGS == len(history.back(None))
 
 
 def test_marks_follow_the_chosen_column() -> None:

@@ -126,8 +126,8 @@ def test_of_several_edits_the_newest_is_tried_and_none_after_a_stop(
     chosen, visitor = Selection(UnitSet.of([unit])), gr.Request(session_hash="visitor")
 
     def pressed(asked: int, edit: Callable[..., Session], now: Session) -> Session:
-        count, edited = trying.asking(edit)(asked, visitor, now, chosen)
-        assert count == asked + 1
+        line, stop, count, edited = trying.asking(edit)(asked, visitor, now, chosen)
+        assert ("Waiting for the model" in line, stop.visible, count) == (True, True, asked + 1)
         return edited
 
     def titles(run: Iterator[tuple]) -> set[str]:
@@ -148,4 +148,6 @@ def test_of_several_edits_the_newest_is_tried_and_none_after_a_stop(
     running = trying.start(visitor, pressed(5, bricks.solo, two), *settings())
     next(running), next(running)
     trying.ended(visitor)
-    assert list(running) == []
+    assert list(running) == [(gr.skip(),) * 3], (
+        "the end sends the last once more: it must not come over what is said since"
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 
 from components import paces
-from components.map import umaps
+from components.map import plot, umaps
 from components.map.umaps import Projector, Umap
+from components.session.state import Session
 from lego import AdapterError
 
 SMALL, LARGE = 3, 5000
@@ -122,3 +125,22 @@ def test_a_worker_that_dies_is_told_and_replaced(projector: Projector) -> None:
         list(waiting)
     found._units = Units(SMALL)  # type: ignore[assignment]
     assert found.coordinates().shape == (SMALL, 2)
+
+
+def test_a_wait_that_is_overtaken_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a generator gives last is sent once more at its end, over what the newer wait has said since."""
+    found, visitor, nothing = umap(LARGE), gr.Request(session_hash="visitor"), (gr.skip(),) * 3
+    monkeypatch.setattr(plot.maps, "seen", lambda *asked: SimpleNamespace(mapped=SimpleNamespace(umap=found)))
+
+    def waiting() -> Iterator[tuple[Any, Any, Any]]:
+        wait = plot.wait(Session("base"), ("these", "q_proj", "layer 3"), 8, 0, visitor)
+        assert next(wait) == nothing
+        assert next(wait)[1].visible, "its Stop"
+        assert "while UMAP is computed" in next(wait)[0]
+        return wait
+
+    first, second = waiting(), waiting()
+    assert list(first) == [nothing]
+    plot.stop(Session("base"), None, "layer 3", 8, visitor)
+    assert list(second) == [nothing]
+    assert list(plot.wait(Session("base"), None, 8, 0, visitor)) == [nothing], "nothing is awaited"

@@ -15,6 +15,7 @@ from gradio.context import LocalContext
 from safetensors.torch import save_file
 
 from backends import library, variants
+from components import events
 from components.library import shelf, unpacking, uploads
 from components.session import leaving
 from lego import AdapterError
@@ -247,9 +248,11 @@ def test_a_closed_tab_frees_what_it_held_unless_it_came_back(tmp_path: Path, hom
     leaving.free(back, "me", closed)
     assert back.state_holder.deleted == []
     assert list((home / "uploads").iterdir())
-    gone = SimpleNamespace(state_holder=States(used=closed - 1))
+    running = SimpleNamespace(pending_event_ids_session={"me": {events.OPEN}})
+    gone = SimpleNamespace(state_holder=States(used=closed - 1), _queue=running)
     leaving.free(gone, "me", closed)
     assert (gone.state_holder.deleted, gone.state_holder.session_data) == (["me"], {})
+    assert running.pending_event_ids_session == {}
     assert list((home / "uploads").iterdir()) == []
 
 
