@@ -114,14 +114,16 @@ def place(
     request: gr.Request,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Offer the kinds, layers and cluster counts that the picked adapters have, keep what is chosen where they have it, draw it."""
-    kinds = maps.kinds(session)
+    kinds, asked = maps.kinds(session), (kind, layer, k)
     kind = kind if kind in kinds else (kinds[0] if kinds else None)
     every = maps.ALL_LAYERS
     layers = [(every, every), *(maps.modules_of(session, kind) if kind else [])]
     layer = layer if layer in [value for _, value in layers] else every
     most, usual = maps.cluster_range(session, kind) if kind else (2, 1)
     k = k if 1 <= k <= most else usual
-    offered = gr.Dropdown(kinds, value=kind), gr.Dropdown(layers, value=layer), gr.Slider(1, most, value=k, step=1)
+    # A choice that stays is not sent back: by then there may be a newer one.
+    new = [{} if now == old else {"value": now} for now, old in zip((kind, layer, k), asked, strict=True)]
+    offered = gr.Dropdown(kinds, **new[0]), gr.Dropdown(layers, **new[1]), gr.Slider(1, most, step=1, **new[2])
     chosen = left(session, chosen)
     drawn = plot.draw(session, chosen, kind, layer, k, colour, projection, request)
     return *offered, *drawn, *follow(session, chosen, kind, layer, k, projection)

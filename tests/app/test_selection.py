@@ -64,6 +64,24 @@ def test_a_lasso_selects_and_greys_the_rest(session: Session, seen: maps.View) -
     assert selection.marks(seen, Selection()).rows is None
 
 
+def test_a_choice_that_stays_is_not_sent_back(session: Session, seen: maps.View) -> None:
+    """While one choice of a layer is answered there may be the next."""
+    layer, who = seen.units.modules[3], gr.Request(session_hash="me")
+
+    def sent(kind: str | None, layer: str, k: int) -> list[dict]:
+        offered = map.place(session, Selection(), kind, layer, k, "adapter", maps.PCA, who)[:3]
+        return [each.constructor_args for each in offered]
+
+    stay = sent(KIND, layer, 5)
+    assert not any("value" in each for each in stay)
+    assert layer in [value for _, value in stay[1]["choices"]]
+    assert [each["value"] for each in sent(None, "nowhere", 500)] == [
+        maps.kinds(session)[0],
+        maps.ALL_LAYERS,
+        maps.cluster_range(session, maps.kinds(session)[0])[1],
+    ]
+
+
 def test_controls_that_still_stand_as_for_other_picks_show_what_they_will(session: Session) -> None:
     first = maps.kinds(session)[0]
     wanted = maps.view(session, first, 4)
