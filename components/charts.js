@@ -1,7 +1,11 @@
 // Draws the figure that the value holds. The next one changes it in place, so that zoom, legend and canvas stay.
 const plot = element.firstElementChild;
 const width = () => plot.clientWidth || undefined; // nothing while its tab is hidden
-const fit = () => plot._fullLayout && width() && width() !== plot._fullLayout.width && Plotly.relayout(plot, {width: width()});
+const fit = async () => {
+  if (!plot._fullLayout || !width() || width() === plot._fullLayout.width) return;
+  await Plotly.relayout(plot, {width: width()});
+  await Plotly.relayout(plot, {width: width()}); // a legend that takes fewer lines now is placed by the margins that it took before
+};
 let shown = '';
 
 const draw = async () => {
@@ -23,5 +27,5 @@ const draw = async () => {
 let drawn = Promise.resolve();
 const next = () => { drawn = drawn.then(draw); };
 watch('value', next);
-new ResizeObserver(() => requestAnimationFrame(fit)).observe(element);
+new ResizeObserver(() => requestAnimationFrame(() => { drawn = drawn.then(fit); })).observe(element);
 next();

@@ -42,10 +42,12 @@ class Form:
 
     @classmethod
     def of(cls, values: tuple[Any, ...]) -> Form:
-        """From the values of the components."""
+        """From the values of the components; a box that was never shown has none."""
         *own, judge = values
         texts = len(cls.__dataclass_fields__) - 2
-        return cls(*own[:texts], tuple(own[texts:]), judge)
+        form = cls(*own[:texts], tuple(own[texts:]), judge)
+        typed = {name: getattr(form, name) or "" for name in ("x", "x_values", "y", "y_values", "prompts")}
+        return replace(form, **typed)
 
     def suiting(self, base: str, suited: str | None) -> Form:
         """With the settings that suit a base, where it has just been loaded and the page does not show them yet."""
@@ -72,7 +74,7 @@ class Form:
             return plan.side_by_side(chosen_columns(session, self.ids, len(prompts)), prompts, seeds)
         every = columns(kinds.own(session), shelf(session))
         subject = next((column for column in every if column.id == self.subject), every[0])
-        sides = Wanted(self.x or "", self.x_values), Wanted(self.y or "", self.y_values)
+        sides = Wanted(self.x, self.x_values), Wanted(self.y, self.y_values)
         chosen = chosen_columns(session, self.ids, 1) if "variant" in (self.x, self.y) else []
         settings = {} if draws else {"temperature": float(self.temperature), "seed": int(self.seed or 0)}
         return plan.of_axes(session, sides, subject, chosen, prompts, seeds, settings)
@@ -88,7 +90,7 @@ class Form:
         axes = None
         if self.mode == AXES:
             subject = next((variant_of(column) for column in every if column.id == self.subject), None)
-            sides = {"x": self.x or "", "x_values": self.x_values, "y": self.y or "", "y_values": self.y_values}
+            sides = {name: getattr(self, name) for name in ("x", "x_values", "y", "y_values")}
             axes = AxesOf(**sides, subject=subject)
         drawn, written = drawing.read(*self.drawing), sampling(self.length, self.temperature, self.seed, self.format)
         settings = drawing.settings_of(drawn) | ({} if draws else {"guidance": None})

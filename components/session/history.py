@@ -196,7 +196,7 @@ SETTINGS = 19
 def _settings(session: Session, form: Form) -> tuple[Any, ...]:
     """The settings of Compare as they were."""
     variants = compare.offer(columns(kinds.own(session), shelf(session)), form.ids)
-    typed = {name: getattr(form, name) or "" for name in ("x", "x_values", "y", "y_values")}
+    typed = {name: getattr(form, name) for name in ("x", "x_values", "y", "y_values")}
     axes = axes_box.restored(session, AxesOf(**typed), form.subject)
     texts = form.length, form.temperature, form.seed, form.format
     return *variants, form.prompts, form.mode, *axes, *texts, *form.drawing

@@ -309,6 +309,10 @@ def test_history_is_bounded_and_a_base_puts_picks_aside(monkeypatch: pytest.Monk
     assert History().undo(0) == History()
 
 
+def test_a_box_of_an_axis_that_was_never_shown_is_no_error(session: Session) -> None:
+    assert sharing.link_of(session, *values(session, "axes", y=None, y_values=None))
+
+
 def test_undone_settings_are_shown_as_they_were(session: Session) -> None:
     told = values(session, "axes")
     held, undo, redo = history.begin(session, *told)

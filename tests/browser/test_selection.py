@@ -171,6 +171,23 @@ def test_a_kept_selection_comes_back_and_its_edit_becomes_an_adapter(opened: Ope
     expect(page.get_by_role("heading", name="Sum with “left” × 0.5")).to_be_visible()
 
 
+def test_a_lasso_catches_what_it_is_drawn_around_after_the_window_was_narrow(opened: Opened) -> None:
+    page = opened()
+    for width in (390, 1440):  # the legend takes three lines, then one
+        page.set_viewport_size({"width": width, "height": 1000})
+        legend, plot = page.locator("#unit-map .legend"), page.locator("#unit-map .nsewdrag").first
+        expect(legend.locator(".traces")).to_have_count(3)
+        page.wait_for_function(
+            "() => document.querySelector('#unit-map .js-plotly-plot')._fullLayout.width < innerWidth"
+        )
+        page.wait_for_timeout(500)
+        boxes = legend.bounding_box(), plot.bounding_box()
+        assert boxes[0] and boxes[1]
+        assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"] + 4
+    lasso(page, right=0.5)
+    expect(selected(page)).to_be_visible()
+
+
 def test_each_cluster_is_muted_in_turn_and_that_can_be_stopped(opened: Opened) -> None:
     page = opened()
     page.get_by_role("button", name="What does each cluster do?").click()
