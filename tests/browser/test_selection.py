@@ -181,9 +181,10 @@ def test_a_lasso_catches_what_it_is_drawn_around_after_the_window_was_narrow(ope
             "() => document.querySelector('#unit-map .js-plotly-plot')._fullLayout.width < innerWidth"
         )
         page.wait_for_timeout(500)
-        boxes = legend.bounding_box(), plot.bounding_box()
-        assert boxes[0] and boxes[1]
-        assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"] + 4
+        above, below = legend.bounding_box(), plot.bounding_box()
+        assert above
+        assert below
+        assert above["y"] + above["height"] <= below["y"] + 4
     lasso(page, right=0.5)
     expect(selected(page)).to_be_visible()
 
