@@ -45,8 +45,9 @@ def per_module(
     low, high = np.nanmin(values), np.nanmax(values)
     if high - low < SAME:  # rounding is no difference
         heat.update(zmin=low - SAME, zmax=high + SAME)
-    across = {"title": along, "automargin": True}
-    down = {"autorange": "reversed", "automargin": True, "ticks": ""}
+    plain = {"showgrid": False, "zeroline": False, "automargin": True}
+    across = {**plain, "title": along}
+    down = {**plain, "autorange": "reversed", "ticks": ""}
     return styled(go.Figure(heat), height=110 + 30 * max(3, len(kinds)), xaxis=across, yaxis=down)
 
 

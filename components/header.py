@@ -71,8 +71,8 @@ def create() -> Header:
             strip = gr.HTML(label="What is picked", elem_classes="by-picked")
         with gr.Column(scale=0, min_width=352, elem_classes="by-tight"), gr.Row(elem_classes="by-ways"):
             again = gr.Button("Try again", visible=False, min_width=110)
-            other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=160)
             compare = gr.Button("Compare them", variant="primary", min_width=140, elem_classes="by-onward")
+            other = gr.Button(OTHER[kinds.TEXT], visible=_has_pictures(), min_width=160)
     return Header(status, again, strip, compare, other)
 
 

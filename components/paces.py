@@ -9,15 +9,16 @@ import torch
 
 from backends.bases import ImageBase, TextBase
 
-NEWEST = 0.5
-"""Share of the newest measurement in what is expected."""
+KEPT = 0.5
+"""What earlier measurements still count for beside each new one; in itself each counts by the work that it measured."""
 SHORT = 0.05
 """Seconds below which a measurement says more about everything else."""
 MERGED = "merge"
 LATENT = 32
 """Side of the latents that a guess about pictures takes for granted."""
 
-_paces: dict[tuple[str, str], float] = {}
+_paces: dict[tuple[str, str], tuple[float, float]] = {}
+"""Seconds and amounts of work, of each kind and place."""
 
 
 def note(what: str, where: str, amount: float, seconds: float) -> None:
@@ -30,15 +31,14 @@ def note(what: str, where: str, amount: float, seconds: float) -> None:
         seconds: it took.
     """
     if amount > 0 and seconds > SHORT:
-        pace = seconds / amount
-        known = _paces.get((what, where), pace)
-        _paces[what, where] = (1 - NEWEST) * known + NEWEST * pace
+        before, work = _paces.get((what, where), (0.0, 0.0))
+        _paces[what, where] = KEPT * before + seconds, KEPT * work + amount
 
 
 def expected(what: str, where: str, amount: float) -> float | None:
     """Seconds that an amount of work will take, as measured here before; None before the first time."""
-    pace = _paces.get((what, where))
-    return None if pace is None else pace * amount
+    seconds, work = _paces.get((what, where), (0.0, 0.0))
+    return seconds / work * amount if work else None
 
 
 def guessed(base: TextBase | ImageBase, amount: float) -> float:

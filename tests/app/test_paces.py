@@ -1,4 +1,4 @@
-"""What is expected to take how long: what was measured, as much of it as there is, the newest most."""
+"""What is expected to take how long: what was measured, each by the work it measured, the newest most."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ def test_time_grows_with_the_amount() -> None:
     assert paces.expected("picture", "base", 10) is None
 
 
-def test_the_newest_measurement_counts_half() -> None:
+def test_earlier_measurements_count_for_half_of_the_next() -> None:
     for seconds in (1.0, 2.0, 4.0):
         paces.note("text", "base", 1, seconds)
-    assert paces.expected("text", "base", 1) == pytest.approx(((1.0 + 2.0) / 2 + 4.0) / 2)
+    assert paces.expected("text", "base", 1) == pytest.approx((1.0 / 4 + 2.0 / 2 + 4.0) / (1 / 4 + 1 / 2 + 1))
+
+
+def test_little_work_says_little() -> None:
+    paces.note("text", "base", 100, 10.0)
+    paces.note("text", "base", 1, 5.0)  # most of it was something else
+    assert paces.expected("text", "base", 100) == pytest.approx(100 * (5.0 + 5.0) / (50 + 1))
 
 
 def test_what_is_over_at_once_says_nothing() -> None:
