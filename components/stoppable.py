@@ -11,6 +11,8 @@ import gradio as gr
 from components import fragments, queueing
 from components.events import MODEL, PRIVATE
 
+PRESSED = "() => ({__type__: 'update', interactive: false})"
+
 
 @dataclass(frozen=True)
 class Stoppable:
@@ -35,7 +37,7 @@ def create(label: str, stop: str) -> Stoppable:
 
 def buttons(busy: bool) -> tuple[Any, Any]:
     """Both buttons while there is work, and while there is none."""
-    return gr.Button(interactive=not busy), gr.Button(visible=busy)
+    return gr.Button(interactive=not busy), gr.Button(visible=busy, interactive=True)
 
 
 def waiting() -> tuple[Any, ...]:
@@ -70,5 +72,13 @@ def wire(box: Stoppable, work: Callable[..., Any], given: list[Any], results: li
     queueing.follow(clicked.then, "model", box.progress)
     running.success(idle, None, [box.run, box.stop], **PRIVATE)
     running.failure(ended, None, box.all, **PRIVATE)
-    box.stop.click(ended, None, box.all, cancels=[running], **PRIVATE)
+    halt(box.stop, [running])
     return running
+
+
+def halt(stop: gr.Button, runs: list[Any]) -> None:
+    """Let a button stop work, which ends as after an error.
+
+    Until then it is pressed, and no new work can begin: Gradio's page would take that for what is still being cancelled, and drop it.
+    """
+    stop.click(None, None, [stop], js=PRESSED, cancels=runs, **PRIVATE)

@@ -41,7 +41,7 @@ from components.followed import Followed, Followers
 from components.messages import told
 from components.session.remembered import Remembered
 from components.session.state import Session
-from components.stoppable import buttons, waiting
+from components.stoppable import buttons, halt, waiting
 from components.theme import css
 from components.work import loading
 from lego import AdapterError
@@ -269,9 +269,8 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
         one.success(redraw, seen, [tab.grid], **PRIVATE)
         one.success(exports, kept, files, **PRIVATE)
         one.success(expect, [session, *tab.settings], [tab.expected], **PRIVATE)
-        one.failure(ended, seen, after, **PRIVATE)
-    stopped = tab.stop.click(ended, seen, after, cancels=runs, **PRIVATE)
-    stopped.then(exports, kept, files, **PRIVATE)
+        one.failure(ended, seen, after, **PRIVATE).then(exports, kept, files, **PRIVATE)
+    halt(tab.stop, runs)
     newest([tab.stamp.input], exports, kept, files)
     newest([tab.against.input, tab.scores.change], redraw, seen, [tab.grid])
     revealed = tab.blind.reveal.click(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
@@ -75,13 +74,13 @@ def run(session: Session, chosen: Selection, prompt: str) -> Iterator[tuple[str,
         yield line, pictures.draw(found, running=not found.finished)
 
 
-def cleared() -> tuple[Any, ...]:
-    """Nothing is drawn."""
-    return "", *stoppable.idle(), ""
+def cleared() -> tuple[str, str]:
+    """Nothing is drawn; the buttons change once what is being drawn has ended."""
+    return "", ""
 
 
 def wire(box: PictureBox, session: gr.State, chosen: gr.State, picked: gr.State) -> None:
     """Connect the section's events; other bricks' pictures leave with the selection, the prompt follows the picks."""
     picked.change(suggest, [session], [box.prompt], **PRIVATE)
     drawing = stoppable.wire(box.run, run, [session, chosen, box.prompt], [box.shown])
-    chosen.change(cleared, None, [*box.run.all, box.shown], cancels=[drawing], **PRIVATE)
+    chosen.change(cleared, None, [box.run.progress, box.shown], cancels=[drawing], **PRIVATE)

@@ -19,7 +19,7 @@ from components.library.shelf import shelf
 from components.merge import making, reports
 from components.messages import told
 from components.session.state import Made, Session
-from components.stoppable import buttons
+from components.stoppable import buttons, halt
 from components.work import Job
 from lego import AdapterError
 
@@ -191,4 +191,4 @@ def wire(tab: MergeTab, session: Followed) -> None:
     queueing.follow(tab.run.click, "merge", tab.progress)
     running.success(join, [session, tab.made], [session, tab.shown], **ALONE)
     running.failure(ended, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
-    tab.stop.click(ended, None, [tab.progress, tab.run, tab.stop], cancels=[running], **PRIVATE)
+    halt(tab.stop, [running])
