@@ -107,15 +107,19 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
 
 
+WORDS = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]+")
+
+
 def mark_differences(text: str, base: str) -> str:
-    """The text as HTML with the words marked that are not in the base's text at that place (word by word)."""
+    """The text as HTML with the words marked that are not in the base's text at that place; punctuation alone is no difference."""
     from difflib import SequenceMatcher
 
-    words, theirs = re.findall(r"\s+|[^\s]+", text), re.findall(r"\s+|[^\s]+", base)
+    words, theirs = WORDS.findall(text), WORDS.findall(base)
     result = []
     for what, _, _, start, end in SequenceMatcher(None, theirs, words, autojunk=False).get_opcodes():
-        piece = escape("".join(words[start:end]))
-        result.append(piece if what == "equal" or not piece.strip() else f"<mark>{piece}</mark>")
+        piece = "".join(words[start:end])
+        differs = what != "equal" and any(character.isalnum() for character in piece)
+        result.append(f"<mark>{escape(piece)}</mark>" if differs else escape(piece))
     return "".join(result)
 
 

@@ -29,8 +29,8 @@ LEADS = {
     "map": "Each point is a [brick] of a picked [adapter]. Bricks that lie together say much the same; LoRA-LEGO makes one brick "
     "of each [cluster].",
     "merge": "A [merge] is one adapter made of several; its [fidelity] says how near it comes to their [exact sum].",
-    "gate": "[Gates: gate] keep every LoRA and decide for each input how much of it takes part; a [mask] leaves one out, without "
-    "training again.",
+    "gate": "[Gates: gate] (MoLE) keep every LoRA and decide for each input how much of it takes part; a [mask] leaves one out, "
+    "without training again.",
     "compare": "Every [variant] works on the same prompts under the same noise, so what differs is what the weights do.",
 }
 """What each tab is for, in one line; words in brackets can be clicked."""

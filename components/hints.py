@@ -37,7 +37,13 @@ const show = (number) => {
 };
 next.addEventListener('click', () => show(at + 1));
 skip.addEventListener('click', () => show(steps.length));
-document.addEventListener('click', (event) => { if (event.target.closest('[data-hints]')) show(0); });
+document.addEventListener('click', (event) => {
+  if (event.target.closest('[data-hints]')) show(0);
+  const tab = !card.hidden && event.isTrusted && event.target.closest('[role=tab]');
+  const step = tab ? steps.findIndex(([name]) => name === tab.textContent.trim()) : -1;
+  if (step >= 0) show(step); // who goes on alone is not called back
+});
+document.addEventListener('keydown', (event) => { if (event.key === 'Escape' && !card.hidden) show(steps.length); });
 if (!localStorage.getItem('%s')) show(0);
 """
 

@@ -26,6 +26,8 @@ from mole.cli import clock
 
 MOST_MERGES = 24
 TEXT, PICTURE = "text", "picture"
+READING = 8
+"""Tokens of an answer that take about as long as reading its prompt."""
 
 
 @dataclass
@@ -68,10 +70,10 @@ def expected(base: str, plan: Plan, wanted: Sampling | Drawing) -> float | None:
     if not coming.done or coming.error is not None:
         return None
     loaded = coming.base()
-    what = TEXT if isinstance(loaded, TextBase) else PICTURE
+    what, first = (TEXT, READING) if isinstance(loaded, TextBase) else (PICTURE, 0)
     usual = wanted.max_new_tokens if isinstance(wanted, Sampling) else wanted.steps
     rows = len(plan.prompts) * max(1, len(plan.seeds))
-    amount = sum(float(dict(cell.settings).get("steps", usual)) for cell in plan.cells) * rows
+    amount = sum(first + float(dict(cell.settings).get("steps", usual)) for cell in plan.cells) * rows
     running = paces.expected(what, base, amount)
     merging = sum(paces.expected(paces.MERGED, "", size_of(merge)) or 0.0 for merge in plan.merges)
     return merging + (paces.guessed(loaded, amount) if running is None else running)
@@ -134,7 +136,7 @@ def texts(base: str, plan: Plan, wanted: Sampling) -> Iterator[tuple[str, Compar
             longest = max(max(row) for row in grid.tokens)
             yield far.line(_batch(plan, far, f"token {longest} of at most {most}"), each * longest / most), found
         far.done += each
-        paces.note(TEXT, base, each * longest, monotonic() - start)
+        paces.note(TEXT, base, each * (READING + longest), monotonic() - start)
     yield fragments.subtle(told(plan, far)), replace(found, finished=True, seconds=far.seconds)
 
 

@@ -49,14 +49,14 @@ class BrickBox:
 def create() -> BrickBox:
     """Lay the section out; nothing is wired yet."""
     plain = {"scale": 0, "min_width": 150}
-    with gr.Column(visible=False, elem_classes="plain") as panel, gr.Row(elem_classes="by-bottom"):
+    with gr.Column(visible=False, elem_classes="plain by-selected") as panel, gr.Row(elem_classes="by-bottom"):
         mute = gr.Button("Mute the selected bricks", scale=0, min_width=220)
         solo = gr.Button("Play only them", **plain)
         factor = gr.Number(
             0.5, label="Factor", minimum=-MOST_FACTOR, maximum=MOST_FACTOR, step=0.1, scale=0, min_width=100
         )
         scale = gr.Button("Scale them", **plain)
-        name = gr.Textbox(label="Name of the selection", max_length=NAME_LENGTH, min_width=180)
+        name = gr.Textbox(label="Name of the selection", placeholder="any name", max_length=NAME_LENGTH, min_width=180)
         keep = gr.Button("Keep the selection", scale=0, min_width=180)
     with gr.Row(elem_classes="by-bottom"):
         edited = gr.Dropdown([], label="Edited variants", visible=False, scale=0, min_width=280)

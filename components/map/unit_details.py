@@ -112,9 +112,14 @@ def _tokens(session: Session, unit: UnitId) -> str:
     found: Lens = look(base, library.get(unit[0]), unit[1], unit[2])
     sides = [("reads", found.reads), ("writes", found.writes)]
     lines = [line for verb, tokens in sides if tokens for line in _lines(verb, tokens)]
-    if not lines:
-        return fragments.subtle("It neither reads nor writes the residual stream, so no tokens can be named.")
-    return f'<dl class="by-tokens">{"".join(lines)}</dl>'
+    unnamed = " nor ".join(verb for verb, tokens in sides if not tokens)
+    why = (
+        f"What it {unnamed} is inside its layer, not in the residual stream, so no tokens can be named."
+        if unnamed
+        else ""
+    )
+    named = f'<dl class="by-tokens">{"".join(lines)}</dl>' if lines else ""
+    return named + (fragments.subtle(why) if why else "")
 
 
 def _lines(verb: str, tokens: Tokens) -> list[str]:

@@ -133,11 +133,12 @@ class Session:
         return next((pick for pick in self.picks if pick.key == key), None)
 
     def toggle(self, key: str) -> Session:
-        """Pick the adapter, or unpick it; a new pick takes the first free colour."""
+        """Pick the adapter, or unpick it; a new pick takes the first free colour, one that no merge has where there is such."""
         if self.pick(key):
             return replace(self, picks=tuple(pick for pick in self.picks if pick.key != key))
         used = {pick.slot for pick in self.picks}
-        free = next(slot for slot in range(MAX_PICKS + 1) if slot not in used)
+        held = {slot for made in self.merges for slot in made.slots}
+        free = min(range(MAX_PICKS + 1), key=lambda slot: (slot in used, slot == MAX_PICKS, slot in held, slot))
         return replace(self, picks=(*self.picks, Pick(key, 1.0, free)))
 
     def weigh(self, key: str, weight: float) -> Session:

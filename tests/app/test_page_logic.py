@@ -45,6 +45,12 @@ def test_picking_takes_the_first_free_colour_and_gives_it_back() -> None:
     assert [(p.key, p.slot) for p in picked.picks] == [("a", 0), ("b", 1), ("c", 2)]
     again = picked.toggle("b").toggle("d")
     assert [(p.key, p.slot) for p in again.picks] == [("a", 0), ("c", 2), ("d", 1)]
+    merged = picked.join(Made("m", "merge", (0, 1, 2))).toggle("b").toggle("d")
+    assert merged.pick("d") == Pick("d", 1.0, 3), "the merge still has the other's colour"
+    every = merged
+    for key in "efghij"[: MAX_PICKS - 3]:
+        every = every.toggle(key)
+    assert {pick.slot for pick in every.picks} == set(range(MAX_PICKS)), "its colour too, where there is no other"
 
 
 def test_variants_are_weightings_of_one_pool() -> None:
@@ -123,6 +129,8 @@ def test_marks_are_what_the_base_does_not_say() -> None:
     marked = fragments.mark_differences("the <cat> sat down", "the dog sat")
     assert marked == "the <mark>&lt;cat&gt;</mark> sat<mark> down</mark>"
     assert fragments.mark_differences("same words", "same words") == "same words"
+    assert fragments.mark_differences("mice", "It is 'mice'.") == "mice"
+    assert fragments.mark_differences("It is 'mice'!", "mice don't") == "<mark>It is &#x27;</mark>mice&#x27;!"
 
 
 def test_a_comparison_escapes_what_people_and_models_write() -> None:
