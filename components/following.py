@@ -1,7 +1,8 @@
-"""Choices that follow the session: what was chosen from earlier ones counts as not chosen.
+"""Choices that follow the session: whether one is still on offer is seen by who uses it, not by Gradio.
 
 The page reports a change of the session before it shows the new choices, so for a moment it sends what is no longer on offer. Gradio
-answers that with an error message, which helps nobody here.
+answers that with an error message, which helps nobody here; and its own list of what is on offer may be that of an earlier session,
+since any two updates of a component at the same time each write it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ class Ticks(gr.CheckboxGroup):
     is_template = True  # drawn as the class it is made of
 
     def preprocess(self, payload: list[Any]) -> list[Any]:
-        """What is ticked and still on offer."""
-        offered = [value for _, value in self.choices]
-        return super().preprocess([value for value in payload if value in offered])
+        """What is ticked, perhaps of an earlier session."""
+        return [value for value in payload or [] if isinstance(value, str)]
 
 
 class Within(gr.Slider):
@@ -38,5 +38,5 @@ class Choice(gr.Dropdown):
     is_template = True
 
     def preprocess(self, payload: Any) -> Any:
-        """What is chosen, None where it is no longer on offer."""
-        return super().preprocess(payload if payload in [value for _, value in self.choices] else None)
+        """What is chosen, perhaps of an earlier session."""
+        return payload if isinstance(payload, str) else None

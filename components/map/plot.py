@@ -55,7 +55,7 @@ def draw(
     if view and projection == maps.UMAP and view.mapped.umap.ready is None:
         return drawn, gr.skip(), gr.skip(), (session.weights, kind, layer)
     _waiting.end(str(request.session_hash))
-    return drawn, caption(view), gr.Button(visible=False), None
+    return drawn, caption(view, chosen), gr.Button(visible=False), None
 
 
 def figure(view: maps.View, chosen: Selection, colour: str, projection: str) -> Any:
@@ -63,13 +63,17 @@ def figure(view: maps.View, chosen: Selection, colour: str, projection: str) -> 
     return unit_figures.unit_map(maps.projected(view, projection), view.groups, colour, selection.marks(view, chosen))
 
 
-def caption(view: maps.View | None) -> str:
-    """How much of what is shown."""
+def caption(view: maps.View | None, chosen: Selection | None = None) -> str:
+    """How much of what is shown, and what can be done."""
     if view is None:
         return fragments.subtle("Nothing is picked.")
     modules, shown = len(view.units.modules), len(view.units)
     place = f"{modules} modules, {view.k} clusters in each" if modules > 1 else f"one module, {view.k} clusters"
     how = "Drag a lasso or click to select, Escape or a double click clears."
+    if chosen and chosen.units:
+        how = (
+            f"{len(chosen.units):,} selected: mute, scale or keep them below the map. Escape or a double click clears."
+        )
     return fragments.subtle(f"{shown} of {view.total} bricks shown · {place}. {how}")
 
 

@@ -56,7 +56,8 @@ class MapTab:
     @property
     def following(self) -> list[Any]:
         """What ``follow`` fills."""
-        return [self.bridge, self.strip, self.table, self.details, self.pin, self.bricks.panel, self.pictured.panel]
+        panels = [self.pin, self.bricks.panel, self.pictured.panel]
+        return [self.bridge, self.strip, self.table, self.details, *panels, self.map.note]
 
     @property
     def beside(self) -> list[Any]:
@@ -126,7 +127,7 @@ def place(
     offered = gr.Dropdown(kinds, **new[0]), gr.Dropdown(layers, **new[1]), gr.Slider(1, most, step=1, **new[2])
     chosen = left(session, chosen)
     drawn = plot.draw(session, chosen, kind, layer, k, colour, projection, request)
-    return *offered, *drawn, *follow(session, chosen, kind, layer, k, projection)
+    return *offered, *drawn, *follow(session, chosen, kind, layer, k, projection)[:-1]
 
 
 @told
@@ -154,7 +155,7 @@ def recluster(
     drawn = plot.figure(view, chosen, colour, projection) if colour == "cluster" else gr.skip()
     shown = views.VIEWS[name](session, view) if name in views.CLUSTERED else None
     others = (fragments.heading(shown.title, shown.about), shown.figure) if shown else (gr.skip(), gr.skip())
-    return drawn, plot.caption(view), selection.table(view, chosen), *others
+    return drawn, plot.caption(view, chosen), selection.table(view, chosen), *others
 
 
 @told
@@ -175,7 +176,7 @@ def follow(
     """Let the map, the layer strip, the table and the details show what is selected."""
     hidden = gr.Button(visible=False), gr.Column(visible=False), gr.Column(visible=False)
     if not session.picks or not kind:
-        return unit_figures.Marks().data(np.empty((0, 2))), "", "", "", *hidden
+        return unit_figures.Marks().data(np.empty((0, 2))), "", "", "", *hidden, plot.caption(None)
     view = maps.seen(session, kind, layer, k)
     return (
         selection.marks(view, chosen).data(maps.projected(view, projection).xy),
@@ -185,6 +186,7 @@ def follow(
         _pin_button(chosen),
         gr.Column(visible=bool(chosen.units)),
         gr.Column(visible=pictured.offered(session, chosen)),
+        plot.caption(view, chosen),
     )
 
 
@@ -211,7 +213,7 @@ def wire(tab: MapTab, session: Followed, settings: list[Any], reported: gr.Dropd
     everything = [session, chosen, *tab.place]
     session.follow(picks, [session], [tab.picked])
     tab.picked.change(left, [session, chosen], [chosen], **ALONE)
-    placed = [*tab.place, *tab.map.drawn, *tab.following]
+    placed = [*tab.place, *tab.map.drawn, *tab.following[:-1]]  # the line above the map is among what is drawn
     for listen in (tab.picked.change, heard([tab.kind.input, tab.layer.input]).then):
         drawn = listen(place, [*everything, *looks], placed, **NEWEST)
         drawn.then(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)

@@ -5,16 +5,34 @@ from __future__ import annotations
 import gradio as gr
 import pytest
 
+from components import kinds
 from components.compare import axes_box
 from components.compare import tab as compare
 from components.following import Choice, Ticks, Within
 from components.gate import tab as gate
+from components.library.shelf import builtin_base, shelf, start_session
+from components.session.state import columns
 
 
-def test_what_is_no_longer_on_offer_counts_as_not_chosen() -> None:
-    ticks, choice = Ticks([("One", "1"), ("Two", "2")]), Choice([("One", "1"), ("Two", "2")])
-    assert ticks.preprocess(["2", "gone"]) == ["2"]
-    assert [choice.preprocess(value) for value in ("2", "gone", None)] == ["2", None, None]
+def test_what_is_on_offer_is_not_for_gradio_to_say() -> None:
+    """Its list may be that of another session than the one whose choices the page sends."""
+    ticks, choice = Ticks([("One", "1")]), Choice([("One", "1")])
+    assert ticks.preprocess(["1", "of the next session", 3]) == ["1", "of the next session"]
+    assert ticks.preprocess(None) == []
+    assert [choice.preprocess(value) for value in ("of the next session", None, 3)] == [
+        "of the next session",
+        None,
+        None,
+    ]
+
+
+def test_who_uses_a_choice_leaves_out_what_the_session_does_not_have() -> None:
+    session = start_session(builtin_base(kinds.TEXT))
+    every = columns(session, shelf(session))
+    assert compare.chosen_of(every, ["gone", "base"], [column.id for column in every]) == ["base"]
+    assert [column.id for column in compare.chosen_columns(session, ["gone", "base"], 1)] == ["base"]
+    columns_show, *_ = axes_box.refresh(session, "gone", "gone", "gone")
+    assert columns_show.value == axes_box.FIRST
 
 
 def test_a_value_outside_a_new_range_counts_as_its_end() -> None:
