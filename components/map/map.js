@@ -24,7 +24,23 @@ const wire = () => {
     });
   }
 };
-document.addEventListener('drawn', wire);
+const units = (map) => map._fullData.flatMap((trace, i) => (trace.customdata ? [i] : []));
+const grey = async (map, wanted) => {
+  const rows = (i) => Array.from(map._fullData[i].customdata).flatMap((data, n) => (wanted.has(data[0]) ? [n] : []));
+  // The outline first: with it the plot takes back what it had greyed out itself.
+  if ((map.layout.selections || []).length) await Plotly.relayout(map, {selections: []});
+  await Plotly.restyle(map, {selectedpoints: units(map).map((i) => (wanted ? rows(i) : null))}, units(map));
+};
+
+// A map that was asked for before the latest selection comes with the one before.
+document.addEventListener('drawn', () => {
+  wire();
+  const map = find('#unit-map'), rows = props.value?.rows;
+  if (!map?._fullData || rows === undefined || !units(map).length) return;
+  const shown = units(map).map((i) => map._fullData[i].selectedpoints);
+  const count = shown.every((points) => !points) ? null : shown.reduce((sum, points) => sum + (points?.length ?? 0), 0);
+  if (count !== (rows?.length ?? null)) grey(map, rows && new Set(rows));
+});
 wire();
 
 const page = () => document.querySelector('#map-page');
@@ -44,19 +60,12 @@ let overlaid = '';
 watch('value', async () => {
   const map = find('#unit-map'), marks = props.value;
   if (!map || !marks || !window.Plotly || !map._fullData) return;
-  const traces = map._fullData, units = traces.flatMap((trace, i) => (trace.customdata ? [i] : []));
-  if (!units.length) return; // an empty map has nothing to mark
-  if (marks.rows === null || marks.rows.length !== caught) {
-    const wanted = marks.rows && new Set(marks.rows);
-    const rows = (i) => Array.from(traces[i].customdata).flatMap((data, n) => (wanted.has(data[0]) ? [n] : []));
-    // The outline first: with it the plot takes back what it had greyed out itself.
-    if ((map.layout.selections || []).length) await Plotly.relayout(map, {selections: []});
-    await Plotly.restyle(map, {selectedpoints: units.map((i) => (wanted ? rows(i) : null))}, units);
-  }
+  if (!units(map).length) return; // an empty map has nothing to mark
+  if (marks.rows === null || marks.rows.length !== caught) await grey(map, marks.rows && new Set(marks.rows));
   caught = null;
   const overlay = JSON.stringify([marks.links, marks.rings]);
   if (overlay === overlaid) return;
   overlaid = overlay;
-  const [links, rings] = [traces.length - 2, traces.length - 1];
+  const [links, rings] = [map._fullData.length - 2, map._fullData.length - 1];
   Plotly.restyle(map, {x: [marks.links[0], marks.rings[0]], y: [marks.links[1], marks.rings[1]]}, [links, rings]);
 });
