@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backends import hub
 from lego.errors import AdapterError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+COMMITTING = "Committing"
 EMPTY = {".gitattributes", "README.md"}
 """What a repository holds that nothing was put into yet."""
 
@@ -24,7 +25,14 @@ def owner(token: str) -> str:
         return str(hub.api(token).whoami()["name"])
 
 
-def push(files: Sequence[Path], name: str, token: str, private: bool = True, message: str = "Add files") -> str:
+def push(
+    files: Sequence[Path],
+    name: str,
+    token: str,
+    private: bool = True,
+    message: str = "Add files",
+    progress: Callable[[str, float | None], None] = lambda text, part: None,
+) -> str:
     """Create a repository and put files into it in one commit.
 
     Args:
@@ -33,6 +41,8 @@ def push(files: Sequence[Path], name: str, token: str, private: bool = True, mes
         token: of the account, which may create repositories.
         private: whether nobody else may see it.
         message: of the commit.
+        progress: is told what is being done and how far that is. What it raises before the last, ``COMMITTING``, leaves an empty
+            repository behind.
 
     Returns:
         The address of the repository's page.
@@ -54,7 +64,12 @@ def push(files: Sequence[Path], name: str, token: str, private: bool = True, mes
         if private != bool(api.model_info(repo).private):
             raise AdapterError("is there already, with another visibility", repo, "Choose another name.")
         operations = [CommitOperationAdd(file.name, str(file)) for file in files]
+        sizes = [file.stat().st_size for file in files]
         try:
+            for i, operation in enumerate(operations):
+                progress(f"Uploading {operation.path_in_repo}", sum(sizes[:i]) / max(1, sum(sizes)))
+                api.preupload_lfs_files(repo, [operation])
+            progress(COMMITTING, None)
             api.create_commit(repo, operations, commit_message=message)
         except (RuntimeError, ValueError) as error:  # what the client makes of an upload that failed, or of a card
             why = str(error).strip().splitlines()[0]

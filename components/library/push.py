@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -51,7 +52,7 @@ def create(what: str) -> PushBox | None:
             info = "Nobody else sees it until you say so on the hub."
             private = gr.Checkbox(True, label=f"Keep {what} private", info=info, min_width=220)
             button = gr.Button(f"Push {what}", scale=0, min_width=170)
-        state = gr.HTML(label=f"Where {what} went")
+        state = gr.HTML(label=f"Where {what} went", js_on_load=fragments.HALT)
     return PushBox(name, private, button, state)
 
 
@@ -89,9 +90,13 @@ def pusher(files_of: Callable[[Session, str | None], Files]) -> Callable[..., It
         yield fragments.progress(f"Pushing {repo} to the hub", None)
 
         def work(tell: Any) -> None:
-            made.append(publish.push(files, repo, token, bool(private), f"Add {title}, made with Brickyard"))
+            message = f"Add {title}, made with Brickyard"
+            made.append(publish.push(files, repo, token, bool(private), message, lambda *told: tell(told)))
 
-        yield from streamed(work, "push")
+        start = monotonic()
+        for text, part in streamed(work, "push"):
+            line = f"Pushing {repo} to the hub: {text}{fragments.left(monotonic() - start, part)}"
+            yield fragments.progress(line, part, halt=text != publish.COMMITTING)
         kept = "Private: only you see it." if private else "Everyone can see it."
         address = escape(made[0])
         link = f'<a href="{address}" target="_blank" rel="noopener">{address}</a>'
@@ -109,6 +114,12 @@ def wire(
     asked = [session, shown, box.name, box.private, token]
     pushed = box.push.click(pusher(files_of), asked, [box.state], **HUB)
     pushed.failure(cleared, None, [box.state], **PRIVATE)
+    box.state.halt(stopped, None, [box.state], cancels=[pushed], **PRIVATE)
+
+
+def stopped() -> str:
+    """Before the commit nothing is there."""
+    return fragments.subtle("Stopped: nothing was committed.")
 
 
 def cleared() -> str:

@@ -69,6 +69,24 @@ def test_a_merge_goes_to_ones_own_account_and_is_fetched_from_there(remote: Hub,
         library.add_hub("me/My-two", token=YOURS)
 
 
+def test_a_push_says_how_far_it_is_and_can_be_stopped_until_it_commits(remote: Hub, session: Session) -> None:
+    key, names = session.merges[0].key, set[str]()
+    *lines, last = push.pusher(push.merge_files)(session, key, "whole", True, MINE)
+    for line in lines[1:-1]:
+        assert "data-halt" in line
+        names.add(line.split("Uploading ")[1].split('"')[0].split(",")[0])
+    assert names == {file.name for file in remote.repos["me/whole"].iterdir()} - {".gitattributes"}
+    assert publish.COMMITTING in lines[-1]
+    assert "data-halt" not in lines[-1]
+    assert "Pushed to" in last
+    begun = push.pusher(push.merge_files)(session, key, "begun", True, MINE)
+    assert "Uploading" not in next(begun)
+    assert "Uploading" in next(begun)
+    begun.close()  # type: ignore[attr-defined]  # a generator, as the page closes it at a stop
+    assert remote.pushed["me/begun"]["messages"] == []
+    assert "Pushed to" in pushed(session, key, "begun")
+
+
 def test_gates_go_with_their_card(remote: Hub, session: Session) -> None:
     mine = session.gates[0]
     pushed(session, mine.key, "my-gates", private=False)
