@@ -12,7 +12,10 @@ from mole.cli import clock
 
 HALT = """
 element.addEventListener('click', (event) => {
-  if (event.target.closest('[data-halt]')) trigger('halt');
+  const stop = event.target.closest('[data-halt]');
+  if (!stop) return;
+  [stop.disabled, stop.textContent] = [true, 'Stopping'];
+  trigger('halt');
 });
 """
 """For a component that shows a line with its Stop: a press is its event ``halt``."""

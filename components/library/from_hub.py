@@ -126,9 +126,9 @@ def cleared() -> str:
     return ""
 
 
-def stopped() -> str:
-    """After a stop."""
-    return fragments.subtle("Stopped: nothing was added.")
+def ended() -> str:
+    """After a stop or an error."""
+    return fragments.subtle("Nothing was added.")
 
 
 def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
@@ -140,7 +140,7 @@ def wire(box: HubBox, session: gr.State, account: gr.State) -> list[Any]:
     named = [listen(typed, [box.id], [box.wanted], **PRIVATE) for listen in (box.add.click, box.id.submit)]
     named.append(box.found.choose(chosen, None, [box.wanted], **PRIVATE))
     fetched = [each.then(fetch, [box.wanted, box.token, account], [box.progress, box.key], **HUB) for each in named]
-    box.progress.halt(stopped, None, [box.progress], cancels=fetched, **PRIVATE)
+    box.progress.halt(None, None, None, cancels=fetched, **PRIVATE)
     for each in fetched:
-        each.failure(cleared, None, [box.progress], **PRIVATE)
+        each.failure(ended, None, [box.progress], **PRIVATE)
     return fetched

@@ -113,15 +113,10 @@ def wire(
         return
     asked = [session, shown, box.name, box.private, token]
     pushed = box.push.click(pusher(files_of), asked, [box.state], **HUB)
-    pushed.failure(cleared, None, [box.state], **PRIVATE)
-    box.state.halt(stopped, None, [box.state], cancels=[pushed], **PRIVATE)
+    pushed.failure(ended, None, [box.state], **PRIVATE)
+    box.state.halt(None, None, None, cancels=[pushed], **PRIVATE)
 
 
-def stopped() -> str:
-    """Before the commit nothing is there."""
-    return fragments.subtle("Stopped: nothing was committed.")
-
-
-def cleared() -> str:
-    """Nothing is said after an error."""
-    return ""
+def ended() -> str:
+    """After a stop or an error."""
+    return fragments.subtle("Nothing was pushed.")

@@ -81,6 +81,6 @@ def wire(drop: gr.HTML, tab: CompareTab, session: gr.State, base: gr.Dropdown) -
     dropped = drop.restore(
         restored, [session], outputs, **{**PRIVATE, "concurrency_limit": 4, "concurrency_id": "restore"}
     )
-    tab.progress.halt(sharing.stopped, None, [tab.progress], cancels=[dropped], **PRIVATE)
-    dropped.failure(sharing.cleared, None, [tab.progress], **PRIVATE)
+    tab.progress.halt(None, None, None, cancels=[dropped], **PRIVATE)
+    dropped.failure(sharing.ended, None, [tab.progress], **PRIVATE)
     return dropped

@@ -171,14 +171,9 @@ def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     yield "", found.session, *(gr.skip(),) * (OUTPUTS - 2)
 
 
-def cleared() -> str:
-    """No line of progress after an error."""
-    return ""
-
-
-def stopped() -> str:
-    """The session stays as it was."""
-    return fragments.subtle("Stopped: the session stays as it was.")
+def ended() -> str:
+    """After a stop or an error."""
+    return fragments.subtle("The session stays as it was.")
 
 
 def outputs(tab: CompareTab, session: gr.State, base: gr.Dropdown) -> list[Any]:
@@ -198,9 +193,9 @@ def wire(box: ShareBox, tab: CompareTab, session: Followed, settings: Followers,
     opened.then(wanted_of, [box.address], [box.wanted], **PRIVATE)
     filled = [*outputs(tab, session, base), box.asked]
     brought = box.wanted.change(open_address, [session, box.wanted], filled, **PRIVATE)
-    tab.progress.halt(stopped, None, [tab.progress], cancels=[brought], **PRIVATE)
+    tab.progress.halt(None, None, None, cancels=[brought], **PRIVATE)
     tab.progress.halt(None, None, None, js=FAILED, **PRIVATE)
-    brought.failure(cleared, None, [tab.progress], **PRIVATE)
+    brought.failure(ended, None, [tab.progress], **PRIVATE)
     brought.failure(None, None, None, js=FAILED, **PRIVATE)
     brought.success(link_of, given, [box.link], **PRIVATE).then(None, [box.link], None, js=ARRIVED, **PRIVATE)
     for followed in (session, settings):
