@@ -82,8 +82,7 @@ class Visitor:
     def load(self) -> None:
         """What the page does when it opens."""
         pages = {target for each in self.events.values() for target, event in each["targets"] if event == "load"}
-        found = [id for page in pages for id in self.triggered(page, "load")]
-        self.fire(found)
+        self.fire([id for page in pages for id in self.triggered(page, "load")])
 
     def fire(self, ids: list[int], data: Any = None, until: Stream | None = None) -> None:
         """Fire events and all that follow from them.

@@ -225,7 +225,7 @@ def wire(tab: MapTab, session: Followed, settings: list[Any], reported: gr.Dropd
     tab.bridge.select(
         select, [*seen, tab.view, tab.ablate.found], [chosen, *tab.following], trigger_mode="multiple", **ALONE
     )
-    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported, tab.trying.asking, trying.asking)
+    edits, recalled = bricks.wire(tab.bricks, session, chosen, reported, tab.trying.pressed, trying.asking)
     for changed in (recalled, tab.pin.click(pin, [chosen], [chosen], **ALONE)):
         changed.then(follow, seen, tab.following, **NEWEST)
     trying.wire(tab.trying, edits, session, tab.picked, settings)

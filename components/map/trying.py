@@ -41,7 +41,7 @@ class TryBox:
         return [self.progress, self.stop]
 
     @property
-    def asking(self) -> list[Any]:
+    def pressed(self) -> list[Any]:
         """What an edit fills that is tried, before the session."""
         return [*self.line, self.asked]
 
