@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from backends import builtin
 from backends.errors import BaseError
+from mole.making import MAKING
 
 Progress = Callable[[str, float | None], None]
 WRITTEN_BY = ("transformers_version", "_diffusers_version", "_name_or_path")
@@ -96,13 +97,14 @@ def config_hash(file: Path) -> str:
 
 @contextmanager
 def loading(where: object) -> Iterator[None]:
-    """Turn whatever a library raises for files that it cannot load into one message.
+    """Load or make a model, one at a time, and turn whatever a library raises for files that it cannot load into one message.
 
     Raises:
         BaseError: that message.
     """
     try:
-        yield
+        with MAKING:
+            yield
     except BaseError:
         raise
     except (OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, SafetensorError) as error:

@@ -17,6 +17,7 @@ from backends import builtin, device
 from backends.base import TOKENIZER_FILES, Base, BaseInfo, loading, no_weights
 from backends.errors import BaseError
 from backends.packed import Packed, pack
+from mole.making import MAKING
 
 CONFIG = "config.json"
 
@@ -143,5 +144,5 @@ def skeleton(folder: Path | None) -> nn.Module:
     else:
         with loading(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
+    with MAKING, torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

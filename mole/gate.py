@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lego.errors import AdapterError
+from mole.making import MAKING
 from mole.places import mean_patch, patches, positions
 from mole.pool import LivePool
 from mole.sites import Granularity, Site
@@ -133,7 +134,8 @@ class Gates(nn.Module):
         if len(set(experts)) < len(experts):
             raise AdapterError("a LoRA is named twice", ", ".join(experts), "Name each expert once.")
         self.config, self.experts, self.sites, self.length = config, tuple(experts), tuple(sites), length
-        self.gates = nn.ModuleList(Gate(count, len(self.columns)) for count in features)
+        with MAKING:
+            self.gates = nn.ModuleList(Gate(count, len(self.columns)) for count in features)
 
     @classmethod
     def fresh(

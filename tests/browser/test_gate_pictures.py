@@ -52,6 +52,11 @@ def drawn(page: Page, count: int) -> Locator:
     return grid
 
 
+def distance(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of two pictures; a batch of another size rounds otherwise, by 1 of 255 on some processors."""
+    return int(np.abs(one.astype(int) - other).max())
+
+
 def test_gates_over_pictures_are_trained_watched_masked_and_compared(opened: Opened, tiny: Path) -> None:
     page = opened()
     choose(page, tiny)
@@ -91,7 +96,7 @@ def test_gates_over_pictures_are_trained_watched_masked_and_compared(opened: Ope
     both = shown(page, grid)
     assert list(both) == ["With all: a fox, seed 0", "Without second: a fox, seed 0"]
     first, second = both.values()
-    assert np.array_equal(first, whole["With all: a fox, seed 0"])
+    assert distance(first, whole["With all: a fox, seed 0"]) <= 1
     assert np.abs(first.astype(int) - second).mean() > 0.5
     grid.get_by_role("button").first.click()
     expect(page.locator("dialog").get_by_role("status")).to_have_text("With all: a fox, seed 0")
@@ -108,8 +113,8 @@ def test_gates_over_pictures_are_trained_watched_masked_and_compared(opened: Ope
     compared = page.get_by_role("tabpanel").filter(visible=True).get_by_role("group", name="Pictures")
     expect(compared.locator("img:not(.blurred)")).to_have_count(6, timeout=240_000)
     pictures = shown(page, compared)
-    assert np.array_equal(pictures["my gates: a fox, seed 0"], first)
-    assert np.array_equal(pictures["my gates without second: a fox, seed 0"], second)
+    assert distance(pictures["my gates: a fox, seed 0"], first) <= 1
+    assert distance(pictures["my gates without second: a fox, seed 0"], second) <= 1
 
 
 def test_stop_keeps_what_was_learned_and_nothing_overflows_on_a_phone(opened: Opened, tiny: Path) -> None:

@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import save_file
+from torch import nn
 
 from backends import bases
+from backends.base import loading
 from backends.bases import BUILTIN, BaseError, load_base, module_shapes, normalise
+from mole.gate import GateConfig, Gates
+from mole.sites import Site
 from tests.hub import COMMIT, Fault, Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -55,6 +61,48 @@ def test_many_threads_load_it_once(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert len({id(base) for base in found}) == 1
+
+
+def test_two_loads_at_once_leave_pytorch_as_it_was() -> None:
+    """accelerate's ``init_empty_weights``, which loads use, puts back what it found: of two at once, what the other had set."""
+    own = nn.Module.register_parameter
+    entered, joined, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with loading("first"), init_empty_weights():
+            entered.set()
+            joined.wait(0.5)  # in vain where the other waits for its turn
+        ended.set()
+
+    def other() -> None:
+        entered.wait()
+        with loading("second"), init_empty_weights():
+            joined.set()
+            ended.wait(5)
+
+    threads = threading.Thread(target=first), threading.Thread(target=other)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert nn.Module.register_parameter is own
+    assert nn.Linear(1, 1).weight.device.type == "cpu"
+
+
+def test_gates_made_while_a_base_is_loaded_have_their_values() -> None:
+    entered = threading.Event()
+
+    def load() -> None:
+        with loading("first"), init_empty_weights():
+            entered.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    entered.wait()
+    gates = Gates(GateConfig(), ("a", "b"), (Site("", ("m",), ("m",)),), [3])
+    thread.join()
+    assert {parameter.device.type for parameter in gates.parameters()} == {"cpu"}
 
 
 def test_warming_up_loads_in_the_background(folder: Path) -> None:
