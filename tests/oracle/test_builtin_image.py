@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backends import library
 from backends.bases import IMAGE, ImageBase, load_base
+from backends.device import pick
 from backends.image import Drawing, Variant
 from lego import methods
 from mole.live import Weighting
@@ -37,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peer(folders: dict[str, Path]) -> Any:
     """diffusers alone, with LoRAs."""
-    pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED / "base", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED / "base", torch_dtype=torch.float32).to(pick()[0])
     load(pipeline, folders)
     return pipeline
 

@@ -53,7 +53,7 @@ def variants() -> list[Variant]:
 @pytest.fixture(scope="module")
 def peft(base: TextBase) -> Any:
     """A second copy of the base with the same adapters in PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base.folder)
+    model = AutoModelForCausalLM.from_pretrained(base.folder).to(base.device)
     first, *rest = entries().values()
     wrapped = PeftModel.from_pretrained(model, first.path, adapter_name=first.name)
     for entry in rest:
@@ -75,7 +75,7 @@ def peft_tokens(base: TextBase, model: Any, prompt: str, most: int) -> list[int]
     chat = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
     )
-    ids = torch.tensor([base.tokenizer(chat, add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor([base.tokenizer(chat, add_special_tokens=False)["input_ids"]], device=base.device)
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False)
     return out[0, ids.shape[1] :].tolist()
 
@@ -116,7 +116,7 @@ def test_sampled_texts_do_not_depend_on_the_batch(base: TextBase) -> None:
 
 
 def test_the_base_is_bit_identical_afterwards(base: TextBase, together: Grid) -> None:
-    fresh = AutoModelForCausalLM.from_pretrained(base.folder).state_dict()
+    fresh = AutoModelForCausalLM.from_pretrained(base.folder).to(base.device).state_dict()
     state = base.model.state_dict()
     assert list(state) == list(fresh)
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in state.items())
@@ -152,8 +152,9 @@ def test_likelihoods_are_those_of_whole_passes(base: TextBase, peft: Any) -> Non
         )
         prompt = base.tokenizer(chat, add_special_tokens=False)["input_ids"]
         answer = [*base.tokenizer(row["answer"], add_special_tokens=False)["input_ids"], base.tokenizer.eos_token_id]
-        labels = torch.tensor([[-100] * len(prompt) + answer])
+        ids = torch.tensor([prompt + answer], device=base.device)
+        labels = torch.tensor([[-100] * len(prompt) + answer], device=base.device)
         with torch.no_grad():
-            loss = peft(input_ids=torch.tensor([prompt + answer]), labels=labels).loss
+            loss = peft(input_ids=ids, labels=labels).loss
         total, tokens = total + float(loss) * len(answer), tokens + len(answer)
     assert found.nll[0] == pytest.approx(total / tokens, rel=1e-3)

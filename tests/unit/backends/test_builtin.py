@@ -15,6 +15,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from backends import builtin
+from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[3]
 PIP = """
@@ -187,3 +192,20 @@ def test_a_place_that_cannot_be_written_is_told(setting: dict[str, str], tmp_pat
     code, lines = finish({**setting, "BRICKYARD_HOME": str(tmp_path / "file")})
     assert code == 2
     assert "cannot be prepared" in lines[-1]
+
+
+def test_the_special_tokens_are_the_models_whatever_the_library_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers 5.17 reads this file: with the first token for the last, so that no text ever ended."""
+    read = tiny_tokenizer()
+    read.add_tokens([AddedToken(token, special=True) for token in set(builtin.SPECIAL.values())])
+    read.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_start|>"})
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda **_: read)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda **_: tiny_model())
+    builtin.convert(tmp_path / "model.gguf", tmp_path / "model")
+    monkeypatch.undo()
+    found = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert {name: getattr(found, name) for name in builtin.SPECIAL} == builtin.SPECIAL
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.eos_token_id
+    assert ends == found.convert_tokens_to_ids("<|im_end|>")
