@@ -1,6 +1,6 @@
 # make app    sets everything up and serves the page         make test   sets everything up and passes the tests
 # make check  style, types and the import rule               make bench  the measured claims of the README
-# make browser  every test in Chromium
+# make browser  every test in Chromium                    make gpu    the tests of results and endpoints on a GPU
 PYTHON ?= python3
 VENV   ?= .venv
 # First and pinned, so that no later package decides which build of torch comes.
@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 FIRST  := $(addprefix tests/browser/test_,accessible.py first_steps.py gate.py main_job.py)
 
-.PHONY: app test browser check bench chromium base clean
+.PHONY: app test browser gpu check bench chromium base clean
 
 app: $(VENV)/app.done
 	$(BIN)/python app.py
@@ -25,6 +25,10 @@ check: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done base
 	$(BIN)/python -m benchmarks
+
+# On a GPU what else runs on the CPU everywhere: the oracles, and the endpoints of an app that computes there.
+gpu: $(VENV)/dev.done base
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile tests/oracle tests/app
 
 # Every browser test; `make test` runs those of the main job.
 browser: $(VENV)/dev.done chromium base

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +22,7 @@ from backends.text import Sampling, Variant, generate
 from backends.training import Training
 from backends.training_text import text_loss
 from backends.variants import encode
+from benchmarks.clock import seconds
 from benchmarks.report import finish, machine, parser_for, table
 from mole.recipe import GateRecipe
 
@@ -31,13 +30,6 @@ PROMPT = "Write a short story about a lighthouse keeper and the sea."
 LORAS = ("kind", "past-tense", "language", "plural")
 TOKENS = 48
 AGAINST_BASE, AGAINST_XLORA, AGAINST_LORA = 1.35, 1 / 3, 1.5
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def recipe(steps: int) -> GateRecipe:
@@ -55,7 +47,7 @@ def entries() -> list[library.Entry]:
 def training_step(base: TextBase, rounds: int) -> tuple[Training, float, float]:
     """Trained gates; median seconds of their step, and of PEFT's with a fresh LoRA of rank 8 on the same batches."""
     training = Training(base, [entry.key for entry in entries()], recipe(rounds + 1))
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype).to(base.device)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     peft: Any = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=2e-4)
@@ -94,7 +86,7 @@ def generation(base: TextBase, variants: dict[str, Variant], rounds: int) -> dic
 
 def xlora(base: TextBase, rounds: int) -> float:
     """Median seconds of PEFT's X-LoRA over the same LoRAs, for as many tokens."""
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype).to(base.device)
     model.config.use_cache = False
     config = XLoraConfig(
         task_type="CAUSAL_LM",
@@ -103,7 +95,7 @@ def xlora(base: TextBase, rounds: int) -> float:
         adapters={str(number): str(entry.path) for number, entry in enumerate(entries())},
     )
     peft: Any = get_peft_model(model, config).eval()
-    ids = torch.tensor([encode(base, PROMPT)])
+    ids = torch.tensor([encode(base, PROMPT)], device=base.device)
     wanted = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
 
     def run() -> None:

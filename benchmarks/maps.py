@@ -12,7 +12,6 @@ Twice: units of ten adapters of one start, which lie in groups of ten, and units
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Callable
 
@@ -24,6 +23,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.metrics import pairwise_distances
 from umap import UMAP
 
+from benchmarks.clock import seconds
 from benchmarks.report import finish, machine, parser_for, table
 from lego import Adapter, Factors
 from lego.cluster import partition, partitions
@@ -42,12 +42,7 @@ Result = tuple[list[list[str]], list[str]]
 
 def best(work: Callable[[], object], rounds: int) -> float:
     """Seconds of the fastest of several calls: what it takes when nothing else runs."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(work) for _ in range(rounds))
 
 
 def adapters(

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +21,7 @@ from torch import nn
 
 import lego
 from benchmarks import adapters
+from benchmarks.clock import seconds
 from benchmarks.report import ROOT, finish, machine, parser_for, table
 
 FLOOR = """
@@ -48,10 +48,11 @@ sys.exit(code)
 LIMITS = {"LEGO, k = r": 2.0, "svd, rank r": 4.0}
 COMMANDS = {"LEGO, k = r": ["-m", "lego", "-p", "k=r"], "svd, rank r": ["-m", "svd", "-p", "rank=r"]}
 MEMORY_MB = 300
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREFLIGHT_SECONDS = 0.1
 
 
-def seconds(command: list[str]) -> tuple[float, str]:
+def of_command(command: list[str]) -> tuple[float, str]:
     """Wall time of a command and what it printed. Python keeps what it compiles, as installed packages have it."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
@@ -71,10 +72,10 @@ def commands(name: str, sources: list[Path], folder: Path, rounds: int) -> tuple
             out = str(folder / f"{name}-{options[1]}-{turn}")
             runs[label] = ["-m", "lego", "merge", *options, "-o", out, *places]
         for label, command in runs.items():
-            took, _ = seconds(command)
+            took, _ = of_command(command)
             times[label] += [took] if turn else []
     for label, options in COMMANDS.items():
-        _, printed = seconds(
+        _, printed = of_command(
             ["-c", MEASURED, "merge", *options, "-o", str(folder / f"{name}-peak-{options[1]}"), *places]
         )
         peaks[label] = int(printed.split("PEAK")[1])
@@ -94,6 +95,32 @@ def commands(name: str, sources: list[Path], folder: Path, rounds: int) -> tuple
     return rows, missed
 
 
+def on_gpu(name: str, sources: list[Path], folder: Path, rounds: int) -> list[list[str]]:
+    """The same merges, files to files in one process, on the GPU and on the processor."""
+    rows, loaded = [], [lego.read_adapter(source) for source in sources]
+    wanted: dict[str, dict[str, object]] = {
+        "LEGO, k = r": {"method": "lego", "k": "r"},
+        "svd, rank r": {"method": "svd", "rank": "r"},
+        "ties_svd, rank r": {"method": "ties_svd", "rank": "r", "density": 0.5},
+        "knots_ties": {"method": "knots_ties", "density": 0.5},
+    }
+    for number, (label, parameters) in enumerate(wanted.items()):
+        times: dict[str, list[float]] = {"cuda": [], "cpu": []}
+        for turn in range(rounds + 1):
+            for device in times:
+                if device == "cpu" and turn > 1:  # minutes for some
+                    continue
+                out = folder / f"{name}-{device}-{number}-{turn}"
+                took = seconds(
+                    lambda d=device, o=out, p=parameters: lego.merge_into(o, loaded, device=d, **p)  # type: ignore[misc]
+                )
+                times[device] += [took] if turn or device == "cpu" else []
+        ours, theirs = median(times["cuda"]), min(times["cpu"])
+        label = f"{name}: {label}, on the GPU vs. on the processor"
+        rows.append([label, f"{ours:.2f} s", f"{theirs:.2f} s", f"{theirs / ours:.1f} × faster"])
+    return rows
+
+
 class One(nn.Module):
     """A single linear layer, as large as asked for."""
 
@@ -105,30 +132,30 @@ class One(nn.Module):
 def against_peft(method: str, size: int, rank: int, faster: float, **parameters: object) -> tuple[list[str], list[str]]:
     """One module: PEFT's `add_weighted_adapter` against ours, the merged matrix compared."""
     configs = [LoraConfig(r=16, lora_alpha=32, target_modules=["layer"]) for _ in range(4)]
-    model = get_peft_model(One(size), configs[0], adapter_name="a0")
+    model = get_peft_model(One(size).to(DEVICE), configs[0], adapter_name="a0")
     for i, config in enumerate(configs[1:], 1):
         model.add_adapter(f"a{i}", config)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
-            parameter.data = torch.randn(parameter.shape, generator=generator) / size**0.5
+            parameter.data = (torch.randn(parameter.shape, generator=generator) / size**0.5).to(DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         sources = [lego.read_adapter(Path(folder) / f"a{i}") for i in range(4)]
         weights, names = [1.0, 0.5, -0.7, 1.2], [f"a{i}" for i in range(4)]
-        theirs = timed(
+        theirs = seconds(
             lambda: model.add_weighted_adapter(
                 names, weights, "merged", combination_type=method, svd_rank=rank, **parameters
             )
         )
         took = [
-            timed(lambda: lego.merge(sources, method=method, weights=weights, rank=rank, **parameters))
+            seconds(lambda: lego.merge(sources, method=method, weights=weights, rank=rank, device=DEVICE, **parameters))
             for _ in range(3)
         ]
-        merged = lego.merge(sources, method=method, weights=weights, rank=rank, **parameters)
+        merged = lego.merge(sources, method=method, weights=weights, rank=rank, device=DEVICE, **parameters)
     expected = model.get_submodule("base_model.model.layer").get_delta_weight("merged")
     label = f"{method}, {size} × {size}, rank {rank} vs. PEFT"
-    return compared(label, median(took), theirs, merged["layer"].delta(), expected, faster, same=1e-4)
+    return compared(label, median(took), theirs, merged["layer"].delta().cpu(), expected.cpu(), faster, same=1e-4)
 
 
 def compared(
@@ -169,8 +196,10 @@ def against_knots(size: int) -> tuple[list[str], list[str]]:
         down, up = (torch.randn(shape, generator=generator) / size**0.5 for shape in ((16, size), (size, 16)))
         sources.append(lego.Adapter.from_factors(f"a{i}", {"layer": lego.Factors(down, up, 2.0)}))
     references, merges = [], []
-    theirs = timed(lambda: references.append(knots_reference(sources, "layer", 0.5)))
-    took = median(timed(lambda: merges.append(lego.merge(sources, method="knots_ties", density=0.5))) for _ in range(3))
+    theirs = seconds(lambda: references.append(knots_reference(sources, "layer", 0.5)))
+    took = median(
+        seconds(lambda: merges.append(lego.merge(sources, method="knots_ties", density=0.5))) for _ in range(3)
+    )
     label = f"knots_ties, {size} × {size} vs. its dense definition"
     # Entries next to the limit fall on either side of it by rounding.
     return compared(label, took, theirs, merges[0]["layer"].delta(), references[0], faster=1, same=1e-2)
@@ -184,17 +213,10 @@ def against_safetensors(source: Path) -> tuple[list[str], list[str]]:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 file.get_slice(key).get_shape()
 
-    took, theirs = (min(timed(work) for _ in range(20)) for work in (lambda: lego.preflight(source), listed))
+    took, theirs = (min(seconds(work) for _ in range(20)) for work in (lambda: lego.preflight(source), listed))
     label = f"preflight, {len(lego.preflight(source).modules)} modules vs. listing shapes with safetensors"
     row = [label, f"{1000 * took:.1f} ms", f"{1000 * theirs:.1f} ms", f"{took / theirs:.1f} × its time"]
     return row, [f"{label}: {1000 * took:.0f} ms"] if took > PREFLIGHT_SECONDS else []
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def main() -> int:
@@ -208,6 +230,8 @@ def main() -> int:
         place = options.folder or Path(scratch)
         llama, sdxl = adapters.make_llama(place), adapters.make_sdxl(place)
         parts: list[tuple[list[list[str]], list[str]]] = [commands("Llama-2-7B", llama, Path(scratch), options.rounds)]
+        if DEVICE == "cuda":
+            parts.append((on_gpu("Llama-2-7B", llama, Path(scratch), options.rounds), []))
         parts.append(commands("SDXL", sdxl, Path(scratch), options.rounds))
         row, wrong = against_safetensors(llama[0])
         parts.append(([row], wrong))

@@ -49,10 +49,13 @@ def write_into_readme(part: str, text: str) -> None:
 
 
 def finish(part: str, text: str, missed: Sequence[str], write: bool) -> int:
-    """Print a part's text, put it into the README where wanted, name the claims that do not hold; the exit status."""
+    """Print a part's text, put it into the README where wanted, name the claims that do not hold; the exit status.
+
+    What a GPU gave has a place of its own, ``PART-gpu``.
+    """
     print(text)
     if write:
-        write_into_readme(part, text)
+        write_into_readme(f"{part}-gpu" if torch.cuda.is_available() else part, text)
     for claim in missed:
         print(f"MISSED: {claim}", file=sys.stderr)
     return 1 if missed else 0
