@@ -83,6 +83,82 @@ class Job(Generic[T]):
         return self._result.result()
 
 
+class Shared(Generic[T]):
+    """Work whose result any number of pages want: begun when the first one waits for it, stopped when none does any more, kept.
+
+    Attributes:
+        since: when it began.
+        part: the fraction done; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Callable[[int, int], None], threading.Event], T],
+        ready: T | None = None,
+        halt: Callable[[threading.Event], None] = threading.Event.set,
+    ) -> None:
+        """Nothing has begun.
+
+        Args:
+            work: receives ``progress(done, total)``, whose next call ends it after a stop, and the flag that a stop sets.
+            ready: its result, where that is there already.
+            halt: sets the flag, and does what else stops the work.
+        """
+        self._work, self._halt, self._guard = work, halt, threading.Lock()
+        self._stop, self._waiting = threading.Event(), set[object]()
+        self._coming: Future[T] | None = None
+        self.since = 0.0
+        self.part: float | None = None
+        if ready is not None:
+            self._coming = Future()
+            self._coming.set_result(ready)
+
+    @property
+    def ready(self) -> T | None:
+        """The result, where it is there."""
+        coming = self._coming
+        return coming.result() if coming and coming.done() and coming.exception() is None else None
+
+    def result(self) -> T:
+        """The result, waited for; raises what the work raised."""
+        for _ in self.wait(object()):
+            pass
+        assert self._coming is not None
+        return self._coming.result()
+
+    def wait(self, who: object, every: float = POLL) -> Iterator[None]:
+        """Wake up again and again until the result is there; raises what the work raised."""
+        coming = self._begun(who)
+        try:
+            yield from until_done(coming, every)
+        finally:
+            self._waiting.discard(who)
+        coming.result()
+
+    def give_up(self, who: object) -> None:
+        """One who waited does so no longer: stopped, unless there are others."""
+        with self._guard:
+            self._waiting.discard(who)
+            if self._coming is not None and not self._waiting:
+                self._halt(self._stop)
+
+    def _begun(self, who: object) -> Future[T]:
+        with self._guard:
+            self._waiting.add(who)
+            if self.ready is None and (self._coming is None or self._stop.is_set() or self._coming.done()):
+                self._stop, self.since, self.part = (stop := threading.Event()), monotonic(), None
+                self._coming = in_thread(lambda: self._work(self._progress(stop), stop), "shared work")
+            return self._coming
+
+    def _progress(self, stop: threading.Event) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            self.part = done / total
+
+        return progress
+
+
 def lines(told: Iterable[tuple[str, float | None]]) -> Iterator[str]:
     """What is told, as (text, fraction), as lines with the time that is left and their Stop; each stage begins at 0 again."""
     start, before = monotonic(), 0.0

@@ -15,8 +15,10 @@ from torch import Tensor
 from lego.adapter import Adapter, natural_order
 from lego.errors import AdapterError
 from lego.lowrank import NUMERICAL_RANK, exact_gram
+from lego.merge import Progress
 from lego.tables import LINES, grid, left_out, short
-from lego.units import Pool, pools
+from lego.units import Pool, groups
+from lego.units import pool as units_of
 from lego.weights import Weight
 
 # Rows of an update that are looked at for sign conflicts; a module with no more outputs is counted in full.
@@ -201,7 +203,12 @@ SHOWN = (
 
 
 def interference(
-    adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None, *, rows: int = ROWS, seed: int = 0
+    adapters: Sequence[Adapter],
+    weights: Sequence[Weight] | None = None,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Interference:
     """Measure what adapters do to each other, one group of modules in memory at a time.
 
@@ -210,6 +217,7 @@ def interference(
         weights: w_j as for a merge, 1 each unless given.
         rows: of each update that sign conflicts are estimated from; exact in modules with no more outputs.
         seed: of the choice of rows.
+        progress: told after each group how many modules are measured, and of how many.
 
     Raises:
         AdapterError: for fewer than two adapters, no rows, or weights or adapters that cannot be used together.
@@ -219,10 +227,14 @@ def interference(
     if rows < 1:
         raise AdapterError(f"sign conflicts cannot be estimated from {rows} rows", None, "Give at least one.")
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for pool in pools(adapters, weights, seed):
+    plan = groups(adapters, weights)
+    for names in plan:
+        pool = units_of(adapters, names, weights, seed)
         measured = {**products(pool, len(adapters)), **signs(pool, len(adapters), rows)}
         for row, module in enumerate(pool.modules):
             parts[module] = {name: values[row].cpu().numpy() for name, values in measured.items()}
+        if progress:
+            progress(len(parts), sum(map(len, plan)))
     modules = sorted(parts, key=natural_order)
     stacked = {name: np.stack([parts[module][name] for module in modules]) for name in parts[modules[0]]}
     return Interference(tuple(a.name for a in adapters), tuple(modules), rows=rows, **stacked)

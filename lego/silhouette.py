@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lego.cluster import partitions, squared_distances
+from lego.merge import Progress
 from lego.units import Pool
 
 
@@ -31,8 +32,12 @@ def silhouettes(
     return torch.where((others > 0) & (larger > 0), (far - near) / larger.clamp_min(1e-300), 0)
 
 
-def silhouette_over(pools: Sequence[Pool], ks: Sequence[int], restarts: int = 8) -> list[float]:
+def silhouette_over(
+    pools: Sequence[Pool], ks: Sequence[int], restarts: int = 8, progress: Progress | None = None
+) -> list[float]:
     """The mean silhouette of all units for each k, 2 ≤ k; clusters as `lego.cluster.partition` makes them.
+
+    ``progress`` is told after each k how many are done, and of how many.
 
     NaN for a k that no pool has units for: it takes more units than clusters.
     """
@@ -42,4 +47,6 @@ def silhouette_over(pools: Sequence[Pool], ks: Sequence[int], restarts: int = 8)
         labels = partitions(fit, [k] * len(fit), restarts)
         values = [silhouettes(pool.gram, own).flatten() for pool, own in zip(fit, labels, strict=True)]
         found.append(float(torch.cat(values).mean()) if values else float("nan"))
+        if progress:
+            progress(len(found), len(ks))
     return found

@@ -87,7 +87,7 @@ def unit_map(
     if projection not in ("pca", "umap"):
         raise AdapterError(f"there is no projection {str(projection)[:40]!r}", None, "Take pca or umap.")
     seen = maps.mapped(_weighted(adapters, weights), str(where))
-    units, xy = seen.units, seen.pca if projection == "pca" else seen.umap.coordinates()
+    units, xy = seen.units, seen.pca if projection == "pca" else seen.umap.result()
     return {
         "adapters": list(units.adapters),
         "modules": list(units.modules),

@@ -88,7 +88,7 @@ def wait(
     with _waiting.begin(str(request.session_hash)) as turn:
         _, kind, layer = awaited
         yield gr.skip(), gr.Button(visible=True), gr.skip()
-        for seconds, expected in maps.seen(session, kind, layer, k).mapped.umap.wait(turn):
+        for seconds, expected in maps.seen(session, kind, layer, k).mapped.umap.told(turn):
             if not turn.current:
                 break
             yield coming(seconds, expected), gr.skip(), gr.skip()

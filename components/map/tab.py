@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from components import charts, figures, fragments
-from components.events import ALONE, AT_ONCE, NEWEST, heard
+from components.events import ALONE, AT_ONCE, NEWEST, PRIVATE, heard
 from components.followed import Followed
 from components.following import Within
 from components.map import ablate, bricks, maps, pictured, plot, selection, trying, unit_details, unit_figures, views
 from components.messages import told
 from components.session.state import Selection, Session
+from components.work import Stopped, Turn, Turns
 from lego import AdapterError
 from lego.unitset import UnitSet
 
 SCRIPT = Path(__file__).with_name("map.js")
+OVERTAKING = {**PRIVATE, "trigger_mode": "multiple"}
+"""What may be asked for while it runs, and then gives way."""
+
+_measuring = Turns()
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def create() -> MapTab:
                 shown = charts.create("Unit map", elem_id="unit-map")
             with gr.Column(scale=2, min_width=300, elem_classes="by-figures"):
                 view = gr.Dropdown(list(views.VIEWS), value=next(iter(views.VIEWS)), label="View", filterable=False)
-                title = gr.HTML(elem_id="view-title")
+                title = gr.HTML(elem_id="view-title", js_on_load=fragments.HALT)
                 chart = charts.create("View beside the map", elem_id="clusters")
         strip = gr.HTML(label="Layers", elem_id="layers")
         brick_box, try_box = bricks.create(), trying.create()
@@ -131,19 +137,49 @@ def place(
 
 
 @told
-def beside(session: Session, kind: str | None, layer: str, k: int, name: str) -> Iterator[tuple]:
-    """Draw the view beside the map; one that takes a while says so."""
+def beside(
+    session: Session, kind: str | None, layer: str, k: int, name: str, request: gr.Request
+) -> Iterator[tuple[Any, Any]]:
+    """Draw the view beside the map; one that takes a while says how long, and gives way to what is asked for meanwhile."""
+    with _measuring.begin(str(request.session_hash)) as turn:
+        yield from _beside(session, kind, layer, k, name, turn)
+        if not turn.current:  # what is given last is sent once more at the end
+            yield gr.skip(), gr.skip()
+
+
+def _beside(session: Session, kind: str | None, layer: str, k: int, name: str, turn: Turn) -> Iterator[tuple[Any, Any]]:
     if not session.picks or not kind:
         yield "", figures.empty("")
         return
-    if name in views.SLOW:
-        yield fragments.progress(f"{name}: measuring", None), gr.skip()
     try:
-        shown = views.VIEWS[name](session, maps.seen(session, kind, layer, k))
+        seen = maps.seen(session, kind, layer, k)
+        coming = views.coming(name, session, seen)
+        for _ in coming.wait(turn) if coming else ():
+            if not turn.current:
+                return
+            left = fragments.left(monotonic() - coming.since, coming.part)
+            yield fragments.progress(f"{name}: measuring{left}", coming.part, halt=True), gr.skip()
+        shown = views.VIEWS[name](session, seen)
+    except Stopped:
+        return
     except AdapterError as error:  # of this view alone: the map beside it stands
         yield fragments.heading(name), figures.empty(str(error))
         return
-    yield fragments.heading(shown.title, shown.about), shown.figure
+    if turn.current:
+        yield fragments.heading(shown.title, shown.about), shown.figure
+
+
+@told
+def stop_measuring(
+    session: Session, kind: str | None, layer: str, k: int, name: str, request: gr.Request
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Back to the first view; what was measured is measured no further, unless somebody else waits for it."""
+    stopped, first = _measuring.of(str(request.session_hash)), next(iter(views.VIEWS))
+    with _measuring.begin(str(request.session_hash)) as turn:
+        if session.picks and kind and (coming := views.coming(name, session, maps.seen(session, kind, layer, k))):
+            coming.give_up(stopped)
+        for title, chart in _beside(session, kind, layer, k, first, turn):
+            yield first, title, chart
 
 
 @told
@@ -213,14 +249,16 @@ def wire(tab: MapTab, session: Followed, settings: list[Any], reported: gr.Dropd
     everything = [session, chosen, *tab.place]
     session.follow(picks, [session], [tab.picked])
     tab.picked.change(left, [session, chosen], [chosen], **ALONE)
+    viewed = [session, *tab.place, tab.view]
     placed = [*tab.place, *tab.map.drawn, *tab.following[:-1]]  # the line above the map is among what is drawn
     for listen in (tab.picked.change, heard([tab.kind.input, tab.layer.input]).then):
         drawn = listen(place, [*everything, *looks], placed, **NEWEST)
-        drawn.then(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
+        drawn.then(beside, viewed, tab.beside, **OVERTAKING)
     plot.wire(tab.map, session, chosen, tab.place, looks)
     reclustered = [tab.map.plot, tab.map.note, tab.table, *tab.beside]
     tab.k.input(recluster, [*everything, *looks, tab.view], reclustered, **{**NEWEST, **AT_ONCE})
-    tab.view.input(beside, [session, *tab.place, tab.view], tab.beside, **NEWEST)
+    tab.view.input(beside, viewed, tab.beside, **OVERTAKING)
+    tab.title.halt(stop_measuring, viewed, [tab.view, *tab.beside], **PRIVATE)
     seen = [*everything, tab.projection]
     tab.bridge.select(
         select, [*seen, tab.view, tab.ablate.found], [chosen, *tab.following], trigger_mode="multiple", **ALONE

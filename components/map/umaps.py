@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from components import paces
 from components.map import umap_worker
-from components.work import in_thread, until_done
+from components.work import Shared
 from lego import AdapterError
 from lego.layout import UnitMap
 
@@ -92,64 +91,24 @@ projector = Projector()
 """The one worker of this process."""
 
 
-class Umap:
-    """The UMAP of one map, for all who look at it: computed ahead, or from the first time that someone waits for it."""
+class Umap(Shared[np.ndarray]):
+    """The UMAP of one map, coordinates (units, 2): computed ahead, or from the first time that someone waits for it."""
 
     def __init__(self, units: UnitMap, ahead: np.ndarray | None) -> None:
-        self._units, self._guard = units, threading.Lock()
-        self._stop, self._waiting, self._since = threading.Event(), set[object](), 0.0
-        self._coming: Future[np.ndarray] = Future()
-        self._started = ahead is not None
-        if ahead is not None:
-            self._coming.set_result(ahead)
+        self._units = units
+        super().__init__(lambda _, stop: projector.umap(self._units.components(), stop), ahead, lambda s: projector.stop(s))
 
-    @property
-    def ready(self) -> np.ndarray | None:
-        """The coordinates (units, 2), where they are there."""
-        done = self._coming.done() and self._coming.exception() is None
-        return self._coming.result() if done else None
-
-    def coordinates(self) -> np.ndarray:
-        """The coordinates (units, 2), once they are computed.
-
-        Raises:
-            AdapterError: when that fails.
-        """
-        for _ in self.wait(object()):
-            pass
-        return self._coming.result()
-
-    def wait(self, who: object) -> Iterator[tuple[float, float]]:
+    def told(self, who: object) -> Iterator[tuple[float, float]]:
         """Until it is there: the seconds since it was asked for, and those it is expected to take.
 
         Raises:
             AdapterError: when it fails, or the others who waited stopped it.
         """
-        coming = self._start(who)
-        try:
-            for _ in until_done(coming, LOOK):
-                yield monotonic() - self._since, self.expected
-        finally:
-            self._waiting.discard(who)
-        coming.result()
-
-    def give_up(self, who: object) -> None:
-        """One who waited does so no longer: stopped, unless there are others."""
-        with self._guard:
-            self._waiting.discard(who)
-            if self._started and not self._waiting:
-                projector.stop(self._stop)
+        for _ in self.wait(who, LOOK):
+            yield monotonic() - self.since, self.expected
 
     @property
     def expected(self) -> float:
         """Seconds that it takes, as measured here before, or else usual."""
         pace, amount = (PACE, len(self._units)) if projector.compiled else (FIRST, 1)
         return paces.expected(pace, "", amount) or USUAL[pace] * amount
-
-    def _start(self, who: object) -> Future[np.ndarray]:
-        with self._guard:
-            self._waiting.add(who)
-            if self.ready is None and (not self._started or self._stop.is_set() or self._coming.done()):
-                self._started, self._stop, self._since = True, (stop := threading.Event()), monotonic()
-                self._coming = in_thread(lambda: projector.umap(self._units.components(), stop), "umap")
-            return self._coming

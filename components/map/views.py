@@ -14,6 +14,7 @@ from backends import library
 from components.map import maps, unit_figures, view_figures
 from components.map.blocks import of_pipeline, place_of, running_order
 from components.session.state import Session
+from components.work import Shared
 from lego import AdapterError, module_layer
 from lego.effective import inner_products
 from lego.interference import Interference, interference
@@ -103,7 +104,7 @@ def norms(session: Session, seen: maps.View) -> Shown:
 
 def meeting(session: Session, seen: maps.View) -> Shown:
     """Layers × adapters: the interference that each adapter suffers from all others."""
-    found = _measured(session.weights)
+    found = measured(session.weights).result()
     places, labels = _places(found.modules)
     values = np.stack([_part(found, places == i).total().scores[0] for i in range(len(labels))], axis=1)
     figure = view_figures.heat(view_figures.names(seen.groups), labels, values, "interference")
@@ -118,7 +119,7 @@ def _between(measure: str, title: str, about: str) -> View:
 
     def show(session: Session, seen: maps.View) -> Shown:
         names = view_figures.names(seen.groups)
-        values = getattr(_measured(session.weights).total(), measure)[0].copy()
+        values = getattr(measured(session.weights).result().total(), measure)[0].copy()
         np.fill_diagonal(values, np.nan)  # each with itself would drown the rest
         figure = view_figures.heat(names, names, values, title.lower())
 
@@ -140,16 +141,16 @@ def spectrum(session: Session, seen: maps.View) -> Shown:
 
 def silhouette(session: Session, seen: maps.View) -> Shown:
     """How well apart the clusters are, for every k."""
-    most, paper = maps.cluster_range(session, seen.units.modules[0])
-    ks = np.unique(np.linspace(2, max(2, most - 1), MOST_KS).round().astype(int)).tolist()
-    ks = sorted({*ks, paper} - {1, most})
-    if most < 3:
-        raise AdapterError("there are too few bricks here to compare clusters", None, "Pick more adapters.")
-    values = _silhouettes(session.weights, seen.units.modules, tuple(ks), seen.mapped)
-    figure = view_figures.silhouette(ks, values, paper)
+    values = silhouettes(session, seen).result()
+    figure = view_figures.silhouette(_ks(session, seen), values, maps.cluster_range(session, seen.units.modules[0])[1])
     about = "Near 1 clusters are tight and far apart, near 0 they run into each other: the mean over all bricks of this map."
     return Shown("Silhouette over k", about, figure)
 
+
+SILHOUETTE = "Silhouette over k"
+MEASURED = ("Layers × adapters: interference", "Adapters × adapters: unit cosine", "Adapters × adapters: inputs",
+            "Adapters × adapters: outputs")  # fmt: skip
+"""Views of what adapters do to each other."""
 
 COSINE = "Cosine of a unit of one with a unit of the other as rank-one updates, without its sign:"
 OVERLAP = "1 where one subspace holds the other, 0 where they are orthogonal:"
@@ -163,12 +164,9 @@ VIEWS: dict[str, View] = {
     "Adapters × adapters: inputs": _between("overlap_in", "Input overlap", f"{OVERLAP} what A reads."),
     "Adapters × adapters: outputs": _between("overlap_out", "Output overlap", f"{OVERLAP} what B writes."),
     "Spectrum": spectrum,
-    "Silhouette over k": silhouette,
+    SILHOUETTE: silhouette,
 }
 
-SLOW = ("Layers × adapters: interference", "Adapters × adapters: unit cosine", "Adapters × adapters: inputs",
-        "Adapters × adapters: outputs", "Silhouette over k")  # fmt: skip
-"""Views that take seconds the first time."""
 CLUSTERED = ("Clusters", "Clusters × adapters")
 """Views of the clusters that there are: another k changes them."""
 
@@ -234,13 +232,42 @@ def _products(weights: tuple[tuple[str, float], ...]) -> Any:
     return inner_products(*_sources(weights))
 
 
+def coming(name: str, session: Session, seen: maps.View) -> Shared[Any] | None:
+    """What a view is drawn from, where that takes long the first time.
+
+    Raises:
+        AdapterError: when there is too little to measure.
+    """
+    if name == SILHOUETTE:
+        return silhouettes(session, seen)
+    return measured(session.weights) if name in MEASURED else None
+
+
 @lru_cache(maxsize=8)
-def _measured(weights: tuple[tuple[str, float], ...]) -> Interference:
-    return interference(*_sources(weights))
+def measured(weights: tuple[tuple[str, float], ...]) -> Shared[Interference]:
+    """What adapters with these weights do to each other."""
+    return Shared(lambda progress, _: interference(*_sources(weights), progress=progress))
+
+
+def silhouettes(session: Session, seen: maps.View) -> Shared[list[float]]:
+    """The mean silhouette for each of some k.
+
+    Raises:
+        AdapterError: when there are too few bricks for three clusters.
+    """
+    return _silhouettes(session.weights, seen.units.modules, _ks(session, seen), seen.mapped)
+
+
+def _ks(session: Session, seen: maps.View) -> tuple[int, ...]:
+    most, paper = maps.cluster_range(session, seen.units.modules[0])
+    if most < 3:
+        raise AdapterError("there are too few bricks here to compare clusters", None, "Pick more adapters.")
+    ks = np.unique(np.linspace(2, most - 1, MOST_KS).round().astype(int)).tolist()
+    return tuple(sorted({*ks, paper} - {1, most}))
 
 
 @lru_cache(maxsize=16)
 def _silhouettes(
     weights: tuple[tuple[str, float], ...], modules: tuple[str, ...], ks: tuple[int, ...], mapped: maps.Mapped
-) -> list[float]:
-    return silhouette_over(mapped.units.pools, ks)
+) -> Shared[list[float]]:
+    return Shared(lambda progress, _: silhouette_over(mapped.units.pools, ks, progress=progress))

@@ -53,7 +53,7 @@ def umap(count: int, ahead: np.ndarray | None = None) -> Umap:
 
 def started(found: Umap, who: object, projector: Projector) -> Iterator[tuple[float, float]]:
     """One who waits, once the worker has the request."""
-    waiting = found.wait(who)
+    waiting = found.told(who)
     next(waiting)
     while projector._answers is None:
         next(waiting)
@@ -63,17 +63,17 @@ def started(found: Umap, who: object, projector: Projector) -> Iterator[tuple[fl
 def test_what_was_computed_ahead_is_there_and_starts_nothing(projector: Projector) -> None:
     ahead = np.ones((SMALL, 2), np.float32)
     found = umap(SMALL, ahead)
-    assert list(found.wait("one")) == []
+    assert list(found.told("one")) == []
     found.give_up("one")
     assert found.ready is ahead
-    assert found.coordinates() is ahead
+    assert found.result() is ahead
     assert projector._process is None
 
 
 def test_coordinates_come_from_the_worker(projector: Projector) -> None:
     found = umap(SMALL)
     assert found.ready is None
-    np.testing.assert_array_equal(found.coordinates(), Units(SMALL).components()[:, :2])
+    np.testing.assert_array_equal(found.result(), Units(SMALL).components()[:, :2])
     assert found.ready is not None
     assert projector._process is not None
     assert projector._process.poll() is None
@@ -81,7 +81,7 @@ def test_coordinates_come_from_the_worker(projector: Projector) -> None:
 
 def test_the_last_who_waits_stops_it_and_it_starts_anew(projector: Projector) -> None:
     found = umap(LARGE)
-    first, second = started(found, "first", projector), found.wait("second")
+    first, second = started(found, "first", projector), found.told("second")
     seconds, expected = next(second)
     assert seconds >= 0
     assert expected == umaps.USUAL[umaps.FIRST]
@@ -103,7 +103,7 @@ def test_the_last_who_waits_stops_it_and_it_starts_anew(projector: Projector) ->
 def test_what_waits_its_turn_is_stopped_without_harm_to_what_runs(projector: Projector) -> None:
     running, queued = umap(LARGE), umap(SMALL)
     first = started(running, "first", projector)
-    second = queued.wait("second")
+    second = queued.told("second")
     next(second)
     queued.give_up("second")
     assert projector._process is not None
@@ -113,7 +113,7 @@ def test_what_waits_its_turn_is_stopped_without_harm_to_what_runs(projector: Pro
         list(first)
     with pytest.raises(AdapterError, match="UMAP was stopped"):
         list(second)
-    assert queued.coordinates().shape == (SMALL, 2)
+    assert queued.result().shape == (SMALL, 2)
 
 
 def test_a_worker_that_dies_is_told_and_replaced(projector: Projector) -> None:
@@ -124,7 +124,7 @@ def test_a_worker_that_dies_is_told_and_replaced(projector: Projector) -> None:
     with pytest.raises(AdapterError, match="UMAP could not be computed"):
         list(waiting)
     found._units = Units(SMALL)  # type: ignore[assignment]
-    assert found.coordinates().shape == (SMALL, 2)
+    assert found.result().shape == (SMALL, 2)
 
 
 def test_a_wait_that_is_overtaken_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
