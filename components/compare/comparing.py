@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from backends.streamed import streamed
 from components import fragments, kinds, queueing
 from components.compare import (
     ahead,
@@ -43,7 +44,7 @@ from components.session.remembered import Remembered
 from components.session.state import Session
 from components.stoppable import buttons, halt, waiting
 from components.theme import css
-from components.work import loading
+from components.work import lines, loading
 from lego import AdapterError
 from mole.cli import clock
 
@@ -180,7 +181,7 @@ def report(
     cast: tuple[Vote, ...],
     ballot: Ballot | None,
     *settings: Any,
-) -> Any:
+) -> Iterator[tuple[Any, Any]]:
     """One page of recipe, map, fidelity, comparison, scores and votes, ready to download.
 
     Raises:
@@ -192,8 +193,15 @@ def report(
     if found is not None and not found.finished:
         raise AdapterError("the comparison is not finished", None, "Wait for it, or compare again.")
     told_by = recipe or form.recipe(session, kinds.of_base(session.base) == kinds.IMAGE)
-    file = export.report_file(document.page(session, told_by, found, form.scores, cast, css(), form.against))
-    return gr.DownloadButton(value=str(file), visible=True)
+    made = []
+
+    def work(tell: Any) -> None:
+        given = session, told_by, found, form.scores, cast, css(), form.against
+        made.append(document.page(*given, lambda text, part: tell((f"Making the report: {text}", part))))
+
+    for line in lines(streamed(work, "report")):
+        yield line, gr.skip()
+    yield "", gr.DownloadButton(value=str(export.report_file(made[0])), visible=True)
 
 
 @told
@@ -278,6 +286,7 @@ def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tab
     )
     revealed.then(exports, kept, files, **PRIVATE)
     told_by = [session, tab.recipe, tab.found, tab.blind.cast, tab.blind.ballot, *tab.settings]
-    busy = {**PRIVATE, "show_progress": "minimal", "concurrency_limit": 2}
-    made = tab.make_report.click(report, told_by, [tab.report], **busy)
+    made = tab.make_report.click(report, told_by, [tab.reporting, tab.report], **{**PRIVATE, "concurrency_limit": 2})
+    made.failure(lambda: fragments.subtle("No report was made."), None, [tab.reporting], **PRIVATE)
+    tab.reporting.halt(None, None, None, cancels=[made], **PRIVATE)
     made.success(None, None, None, js=fragments.PRESS % REPORT, **PRIVATE)

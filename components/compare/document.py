@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from components.session.remembered import Remembered
 from components.session.state import Session
 from lego import AdapterError
 
+Tell = Callable[[str, float], None]
 SIDES = (768, 512, 384, 256, 160)
 """Longest sides of the pictures in a report, tried until all fit."""
 PICTURE_BYTES = 4 * 2**20
@@ -43,6 +45,7 @@ def page(
     cast: tuple[Vote, ...],
     style: str,
     against: str = "Base",
+    tell: Tell = lambda text, part: None,
 ) -> str:
     """The report as HTML.
 
@@ -53,18 +56,21 @@ def page(
         scores, cast: of the variants, as far as there are any.
         style: the page's style sheet.
         against: the column whose texts the others are marked against.
+        tell: is told what is being made, and the fraction done.
     """
-    parts = [
-        ("Map", unit_map(session)),
-        ("Fidelity", fidelity(session)),
-        ("Comparison", compared(found, scores, against)),
-        ("Scores", scoring.table(scores) if scores else ""),
-        ("Votes", blind.table(cast) if cast else ""),
-        ("Recipe", f"<pre>{escape(recipe.to_yaml())}</pre>"),
-    ]
-    body = "".join(
-        f'<section class="part" aria-label="{name}"><h2>{name}</h2>{part}</section>' for name, part in parts if part
-    )
+    parts: dict[str, Callable[[], str]] = {
+        "Map": lambda: unit_map(session),
+        "Fidelity": lambda: fidelity(session),
+        "Comparison": lambda: compared(found, scores, against, tell),
+        "Scores": lambda: scoring.table(scores) if scores else "",
+        "Votes": lambda: blind.table(cast) if cast else "",
+        "Recipe": lambda: f"<pre>{escape(recipe.to_yaml())}</pre>",
+    }
+    body = ""
+    for number, (name, part) in enumerate(parts.items()):
+        tell(name, number / len(parts))
+        if made := part():
+            body += f'<section class="part" aria-label="{name}"><h2>{name}</h2>{made}</section>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Brickyard report</title><style>{comparison.PLAIN}{style}{STYLE}</style></head><body><main>"
@@ -90,7 +96,7 @@ def fidelity(session: Session) -> str:
     return "".join(reports.table(making.report_of(made.key), made.name) for made in merges)
 
 
-def compared(found: Comparison | Gallery | None, scores: tuple[Scored, ...], against: str) -> str:
+def compared(found: Comparison | Gallery | None, scores: tuple[Scored, ...], against: str, tell: Tell) -> str:
     """The comparison, its pictures inside the page."""
     if found is None:
         return ""
@@ -99,10 +105,10 @@ def compared(found: Comparison | Gallery | None, scores: tuple[Scored, ...], aga
         return (
             f'<p class="by-subtle">{facts}</p>{comparison.draw(found, bool(against), against=against, scores=scores)}'
         )
-    return pictures.draw(found, source=inside(found))
+    return pictures.draw(found, source=inside(found, tell))
 
 
-def inside(found: Gallery) -> dict[str, str]:
+def inside(found: Gallery, tell: Tell) -> dict[str, str]:
     """Every picture's file as a data address, as large as all fit into the report.
 
     Raises:
@@ -112,7 +118,10 @@ def inside(found: Gallery) -> dict[str, str]:
     if missing := [file for file in files if not Path(file).is_file()]:
         raise AdapterError("is not on the disk any more", Path(missing[0]).name, "Compare again.")
     for side in SIDES:
-        packed = {file: shrunk(file, side) for file in files}
+        packed = {}
+        for number, file in enumerate(files):
+            tell(f"pictures of {side} pixels", number / len(files))
+            packed[file] = shrunk(file, side)
         if sum(map(len, packed.values())) <= PICTURE_BYTES:
             return {file: f"data:image/webp;base64,{base64.b64encode(data).decode()}" for file, data in packed.items()}
     raise AdapterError(f"{len(files)} pictures do not fit into one report", None, "Compare fewer.")

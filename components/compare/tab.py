@@ -71,6 +71,7 @@ class CompareTab:
     blind: BlindBox
     make_report: gr.Button
     report: gr.DownloadButton
+    reporting: gr.HTML
 
     @property
     def settings(self) -> list[Any]:
@@ -147,7 +148,9 @@ def create() -> CompareTab:
         kept = (
             gr.Button("Make a report", scale=0, min_width=150),
             gr.DownloadButton("Report (HTML)", visible=False, scale=0, elem_id=REPORT),
+            gr.HTML(render=False, label="Report", js_on_load=fragments.HALT),
         )
+    kept[-1].render()
     settings = mode, variants, known, axes, chips, prompts, length, temperature, seed, form
     actions = run_button, stop, against, save_json, save_html
     states = gr.State(None), gr.State(None), gr.State(())

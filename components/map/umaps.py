@@ -96,7 +96,9 @@ class Umap(Shared[np.ndarray]):
 
     def __init__(self, units: UnitMap, ahead: np.ndarray | None) -> None:
         self._units = units
-        super().__init__(lambda _, stop: projector.umap(self._units.components(), stop), ahead, lambda s: projector.stop(s))
+        super().__init__(
+            lambda _, stop: projector.umap(self._units.components(), stop), ahead, lambda s: projector.stop(s)
+        )
 
     def told(self, who: object) -> Iterator[tuple[float, float]]:
         """Until it is there: the seconds since it was asked for, and those it is expected to take.

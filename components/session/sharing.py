@@ -21,7 +21,7 @@ from components.messages import told
 from components.session import opening, restore
 from components.session.remembered import Remembered
 from components.session.state import Session, columns
-from components.work import lines, loading
+from components.work import lines, loading, peek
 from lego import AdapterError
 
 KEPT, RUN = "session", "compare"
@@ -137,13 +137,13 @@ OUTPUTS = 24
 def bring_back(session: Session, wanted: Remembered) -> Iterator[tuple]:
     """A session from its recipe: what it was made of is looked for, then everything on the page follows."""
     base = restore.base_of(wanted.base)
-    coming = loading(base)
-    me = object()
+    before, coming, me = peek(base), loading(base), object()
     try:
         for _ in coming.watch(me):
             yield compare.awaited(coming, halt=True), *(gr.skip(),) * (OUTPUTS - 1)
     except GeneratorExit:
-        coming.give_up(me)
+        if coming is not before:  # what was on its way already, as from the start, goes on
+            coming.give_up(me)
         raise
     coming.base()
     yield fragments.progress("Looking for its adapters", None), *(gr.skip(),) * (OUTPUTS - 1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from backends import bases
 from components import header, work
+from components.session import restore, sharing
+from components.session.state import Session
 from components.work import Turns
 
 
@@ -55,6 +58,27 @@ def test_who_has_gone_does_not_hold_it(steps: threading.Semaphore) -> None:
     next(gone)
     gone.close()
     assert coming.give_up("last")
+
+
+@pytest.mark.parametrize("already", [True, False])
+def test_a_session_that_is_not_brought_back_after_all_stops_only_its_own_load(
+    steps: threading.Semaphore, monkeypatch: pytest.MonkeyPatch, already: bool
+) -> None:
+    """As when its visitor leaves: what was loaded from the start, which nobody watches, goes on."""
+    monkeypatch.setattr(restore, "base_of", lambda base: "some/base")
+    if already:
+        work.loading("some/base")
+    wanted: Any = SimpleNamespace(base=None)
+    bringing = sharing.bring_back(Session("some/base"), wanted)
+    next(bringing)
+    coming = work.loading("some/base")
+    bringing.close()
+    steps.release(100)
+    if already:
+        assert coming.base() == "the base"  # type: ignore[comparison-overlap]
+    else:
+        with pytest.raises(bases.BaseError, match="was stopped"):
+            coming.base()
 
 
 def test_it_says_how_long_it_takes_and_after_a_while_has_its_stop(

@@ -229,6 +229,22 @@ def test_a_report_needs_nothing_else(session: Session, recipe: Remembered) -> No
     assert len(told) < 2_000_000
 
 
+def test_making_a_report_says_how_far_it_is(session: Session, recipe: Remembered) -> None:
+    found = comparison.begin(BUILTIN, columns(session, shelf.shelf(session)), ["Hi"], {"length": 4})
+    given = session, recipe, replace(found, finished=True), (), None, *values(session, against="Base")
+    *told, (line, button) = comparing.report(*given)
+    assert [re.search("Making the report: ([A-Z][a-z]+)", each)[1] for each, _ in told] == [  # type: ignore[index]
+        "Map", "Fidelity", "Comparison", "Scores", "Votes", "Recipe"
+    ]  # fmt: skip
+    assert all("data-halt" in each for each, _ in told), "its Stop"
+    assert "aria-valuenow" in told[2][0]
+    assert line == ""
+    assert opening.recipe_in(Path(button.value["path"])) == recipe
+    stopped = comparing.report(*given)
+    next(stopped)
+    stopped.close()
+
+
 def start() -> Session:
     return Session("base", (Pick("a" * 12),))
 
