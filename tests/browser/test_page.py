@@ -145,12 +145,17 @@ def test_text_stands_out_in_both_themes(opened: Opened, scheme: str) -> None:
     assert abs(back - label) > 120
 
 
-def test_nothing_overflows_on_a_phone(opened: Opened) -> None:
-    page = opened(viewport={"width": 390, "height": 844})
+@pytest.mark.parametrize("width", [390, 768, 2560])
+def test_nothing_overflows_and_all_stands_in_the_middle(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 844})
     for name in TABS:
         tab(page, name)
         page.wait_for_timeout(500)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        box = page.get_by_role("tabpanel").filter(visible=True).bounding_box()
+        assert box
+        assert box["width"] >= min(0.85 * width, 1200), name
+        assert abs(box["x"] + box["width"] / 2 - width / 2) <= 10, name
 
 
 def test_a_page_left_alone_comes_to_rest(opened: Opened) -> None:
