@@ -8,8 +8,8 @@ import gradio as gr
 
 STEPS = (
     ("Library", "Pick", "A card is one adapter, a click picks it. Three are picked already; change them, or add your own below."),
-    ("Map", "Look", "Each point is one brick of a picked adapter; near ones say much the same. Draw a lasso, colour them, move k."),
-    ("Merge", "Merge", "Choose a method and press Merge. One merge is made already; its report says what it keeps of its sources."),
+    ("Map", "Look", "Each point is one brick of a picked adapter; near ones say much the same. Draw a lasso, mute what it caught."),
+    ("Merge", "Merge", "Choose a method, press Merge: a report says what it keeps of its sources. Download it there."),
     ("Compare", "Compare", "Base, adapters and merges answer the same prompts side by side. Press Compare, and judge for yourself."),
 )  # fmt: skip
 """Of each: the tab, a heading, what to do there."""
@@ -33,6 +33,7 @@ const show = (number) => {
   const [name, heading, told] = steps[at];
   [count.textContent, title.textContent, text.textContent] = [`${at + 1} of ${steps.length}`, heading, told];
   next.textContent = at + 1 < steps.length ? 'Next' : 'Done';
+  skip.hidden = at + 1 === steps.length;
   open(name, 50);
 };
 next.addEventListener('click', () => show(at + 1));

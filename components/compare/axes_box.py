@@ -12,7 +12,7 @@ from components.compare.axes import NONE, Axis, Cost, offered
 from components.following import Choice
 from components.library.shelf import shelf
 from components.session.remembered import AxesOf
-from components.session.state import Session, columns
+from components.session.state import MERGE, Session, columns
 
 FIRST, START = "weight", "0..1 | 0.25"
 COSTS = {Cost.ROW: "", Cost.RUN: "", Cost.MERGE: " (merges first)"}
@@ -65,7 +65,7 @@ def refresh(session: Session, x: str | None, y: str | None, subject: str | None)
     choices = [(axis.label + COSTS[axis.cost], name) for name, axis in known.items()]
     found = columns(kinds.own(session), shelf(session))
     ids = [column.id for column in found]
-    best = [each for each in ids if each.startswith("merge:")][-1:] + [each for each in ids if each == "sum"] + ids
+    best = [each for each in ids if each.startswith(MERGE)][-1:] + [each for each in ids if each == "sum"] + ids
     return (
         gr.Dropdown(choices, value=x if x in known else FIRST),
         gr.Dropdown([("nothing", NONE), *choices], value=y if y in known else NONE),

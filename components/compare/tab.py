@@ -16,9 +16,10 @@ from components.compare.blind import BlindBox
 from components.compare.drawing import DrawBox
 from components.following import Choice, Ticks
 from components.library.shelf import shelf
-from components.session.state import Column, Session, columns
+from components.session.state import LORA, MERGE, Column, Session, columns
 from components.work import Loading
 from lego import AdapterError
+from mole.gate import BASE
 
 MOST_PROMPTS, PROMPT_LENGTH, MOST_TOKENS, MOST_ROWS = 16, 2000, 512, 96
 LENGTH = 32
@@ -185,10 +186,19 @@ def chosen_of(found: list[Column], chosen: Sequence[str], known: Sequence[str]) 
     Args:
         found: every variant of a session.
         chosen: ids, among
-        known: those that were on offer; others are new, and chosen if they are among the usual.
+        known: those that were on offer; others are new, and chosen if they are among the usual. Where other adapters are picked than
+            then, what was made of those that are gone is not chosen any more.
     """
-    new = set(usual(found)) - set(known)
-    return [column.id for column in found if column.id in chosen or column.id in new]
+    new, picked = set(usual(found)) - set(known), {column.id: column for column in found if column.id.startswith(LORA)}
+    same = picked.keys() == {each for each in known if each.startswith(LORA)}
+    slots = {slot for column in picked.values() for slot in column.slots}
+
+    def stays(column: Column) -> bool:
+        if column.id.startswith(MERGE):
+            return set(column.slots) <= slots
+        return all(f"{LORA}{key}" in picked or key == BASE for key, _ in column.weighting.adapters)
+
+    return [each.id for each in found if each.id in new or (each.id in chosen and (same or stays(each)))]
 
 
 def offer(found: list[Column], chosen: Sequence[str]) -> tuple[Any, list[str]]:

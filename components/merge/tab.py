@@ -116,18 +116,22 @@ def run(session: Session, method: str, seed: float | None, name: str, *values: A
             text = f"{done} of {total} modules" if total else "Reading the adapters"
             yield fragments.progress(text, done / total if total else None), None, *buttons(busy=True)
         entry = job.result()
-    shown_name = name.strip()[: making.NAME_LIMIT] or making.title_of(method, parameters)
+    shown_name = named(session, name.strip()[: making.NAME_LIMIT] or making.title_of(method, parameters), entry.key)
     line = fragments.subtle(f"{shown_name} is merged: its report is here, and Compare has it.")
     yield line, Made(entry.key, shown_name, tuple(pick.slot for pick in session.picks)), *buttons(busy=False)
+
+
+def named(session: Session, name: str, key: str) -> str:
+    """The name of a merge, numbered where another of the session has it."""
+    others = {old.name for old in kinds.own(session).merges if old.key != key}
+    return next(each for each in chain([name], (f"{name} ({number})" for number in count(2))) if each not in others)
 
 
 def join(session: Session, made: Made | None) -> tuple[Session, Any]:
     """Let the finished merge join the session's variants, numbered where one of its name is there, and show its report."""
     if made is None:
         return session, gr.skip()
-    others = {old.name for old in kinds.own(session).merges if old.key != made.key}
-    numbered = (f"{made.name} ({number})" for number in count(2))
-    made = replace(made, name=next(name for name in chain([made.name], numbered) if name not in others))
+    made = replace(made, name=named(session, made.name, made.key))
     session = session.join(made)
     return session, gr.Dropdown(_choices(kinds.own(session)), value=made.key)
 

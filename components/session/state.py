@@ -59,6 +59,8 @@ class Edited:
 
 LORA = "lora:"
 """What the id of a variant begins with that is one adapter, before the adapter's key."""
+MERGE = "merge:"
+"""What that of a merge begins with."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def columns(session: Session, entries: dict[str, Entry]) -> list[Column]:
         if size := sum(abs(weight) for _, weight in total):
             mean = tuple((key, weight / size) for key, weight in total)
             result += [Column("average", "Average", Weighting(mean), slots)]
-    result += [Column(f"merge:{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
+    result += [Column(f"{MERGE}{m.key}", m.name, Weighting(((m.key, 1.0),)), m.slots) for m in session.merges]
     result += [Column(f"edited:{e.name}", e.name, e.weighting, session.slots(e.adapters)) for e in session.edited]
     result += [
         column for gating in session.gates if gating.base == session.base for column in gated(session, gating, entries)

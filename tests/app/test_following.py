@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gradio as gr
 import pytest
 
@@ -11,7 +13,9 @@ from components.compare import tab as compare
 from components.following import Choice, Ticks, Within
 from components.gate import tab as gate
 from components.library.shelf import builtin_base, shelf, start_session
-from components.session.state import columns
+from components.merge import making
+from components.session.state import Edited, Made, columns
+from lego.unitset import UnitSet
 
 
 def test_what_is_on_offer_is_not_for_gradio_to_say() -> None:
@@ -33,6 +37,38 @@ def test_who_uses_a_choice_leaves_out_what_the_session_does_not_have() -> None:
     assert [column.id for column in compare.chosen_columns(session, ["gone", "base"], 1)] == ["base"]
     columns_show, *_ = axes_box.refresh(session, "gone", "gone", "gone")
     assert columns_show.value == axes_box.FIRST
+
+
+def test_what_was_made_of_other_adapters_is_not_compared_unless_chosen_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRICKYARD_HOME", str(tmp_path))
+    session = start_session(builtin_base(kinds.TEXT))
+    first, second, third = (pick.key for pick in session.picks)
+    other = next(key for key in shelf(session) if session.pick(key) is None)
+    of_all, of_two = (making.make(session.weights[:size], "concat", {}, 0, "").key for size in (3, 2))
+    for key, size in ((of_all, 3), (of_two, 2)):
+        session = session.join(Made(key, f"of {size}", tuple(pick.slot for pick in session.picks[:size])))
+    session = session.edit(Edited("quiet", session.weights, UnitSet.of([(third, "model.layers.0.mlp.up_proj", 0)])))
+    known = [column.id for column in columns(session, shelf(session))]
+    gates = [each for each in known if each.startswith("gates:")]
+    assert gates
+    changed = session.toggle(third).toggle(other)
+    every = columns(changed, shelf(changed))
+    chosen = compare.chosen_of(every, known, known)
+    assert set(chosen) == {
+        "base",
+        f"lora:{first}",
+        f"lora:{second}",
+        f"lora:{other}",
+        "sum",
+        "average",
+        f"merge:{of_two}",
+    }
+    now = [column.id for column in every]
+    assert compare.chosen_of(every, [*chosen, f"merge:{of_all}"], now) == [
+        each for each in now if each in chosen or each == f"merge:{of_all}"
+    ], "what is chosen by hand stays, as long as the picks do"
 
 
 def test_a_value_outside_a_new_range_counts_as_its_end() -> None:

@@ -29,6 +29,8 @@ def test_hints_lead_through_the_tabs_once(opened: Opened, watch: Watch) -> None:
         expect(card).to_contain_text(heading)
         expect(card).to_contain_text(told)
         expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+        expect(card.get_by_role("button")).to_have_text(["Next", "Skip"] if number < len(STEPS) else ["Done", "Skip"])
+        expect(card.get_by_role("button", name="Skip")).to_be_visible(visible=number < len(STEPS))
         card.get_by_role("button", name="Done" if number == len(STEPS) else "Next").click()
     expect(card).to_be_hidden()
     watch.reload(page)
