@@ -49,7 +49,7 @@ class BrickBox:
 def create() -> BrickBox:
     """Lay the section out; nothing is wired yet."""
     plain = {"scale": 0, "min_width": 150}
-    with gr.Column(visible=False, elem_classes="plain") as panel, gr.Row(elem_classes="by-bottom"):
+    with gr.Column(visible=False, elem_classes="plain by-within-reach") as panel, gr.Row(elem_classes="by-bottom"):
         mute = gr.Button("Mute the selected bricks", scale=0, min_width=220)
         solo = gr.Button("Play only them", **plain)
         factor = gr.Number(

@@ -71,9 +71,7 @@ def caption(view: maps.View | None, chosen: Selection | None = None) -> str:
     place = f"{modules} modules, {view.k} clusters in each" if modules > 1 else f"one module, {view.k} clusters"
     how = "Drag a lasso or click to select, Escape or a double click clears."
     if chosen and chosen.units:
-        how = (
-            f"{len(chosen.units):,} selected: mute, scale or keep them below the map. Escape or a double click clears."
-        )
+        how = f"{len(chosen.units):,} selected: mute, scale or keep them below. Escape or a double click clears."
     return fragments.subtle(f"{shown} of {view.total} bricks shown · {place}. {how}")
 
 

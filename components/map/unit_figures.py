@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from zlib import crc32
 
 import numpy as np
@@ -123,6 +124,7 @@ def _scatter(
     facts = np.column_stack([rows, points.rank_index[rows], points.norm[rows], points.cluster[rows] + 1])
     where = "%{text}" if count <= MANY else f"{points.along} %{{customdata[4]}}"
     told = f"{where}<br>rank index %{{customdata[1]}} · norm %{{customdata[2]:.3f}}"
+    told = f"{escape(name)}<br>{told}" if colour == "adapter" else told
     told += " · cluster %{customdata[3]}" if colour == "cluster" else ""
     return (go.Scattergl if count > MANY else go.Scatter)(
         x=points.xy[rows, 0],
@@ -131,7 +133,7 @@ def _scatter(
         name=name,
         marker={"size": size, "opacity": 0.85, **line, **_of_rows(marker, rows)},
         text=np.array(points.modules)[points.module[rows]] if count <= MANY else None,
-        hovertemplate=f"{told}<extra>{name}</extra>",
+        hovertemplate=f"{told}<extra></extra>",
         hoverlabel={"bgcolor": "#292524", "bordercolor": "#292524", "font": {"color": "#fff", "size": 13}},
         customdata=np.column_stack([facts, points.layer[rows]]).astype(np.float32),
         selectedpoints=None if shown is None else np.flatnonzero(shown[rows]).tolist(),

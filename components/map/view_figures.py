@@ -56,7 +56,7 @@ def spectrum(groups: Sequence[Group], values: Sequence[np.ndarray]) -> go.Figure
     """Singular values by their rank, one line an adapter."""
     figure = go.Figure()
     for group, own in zip(groups, values, strict=True):
-        hover = "%{y:.3f} at rank %{x}<extra>" + escape(group.name) + "</extra>"
+        hover = escape(group.name) + "<br>%{y:.3f} at rank %{x}<extra></extra>"
         places = list(range(1, len(own) + 1))
         line = go.Scatter(x=places, y=own, mode="lines+markers", name=group.name, hovertemplate=hover)
         figure.add_trace(line.update(line={"color": group.colour, "width": 2}, marker={"size": 6}))

@@ -41,7 +41,8 @@ def test_the_first_comparison_and_umap_are_there_at_once(opened: Opened) -> None
 def test_the_map_answers_its_controls(opened: Opened) -> None:
     page = opened()
     page.locator("#unit-map .point").last.hover(force=True)
-    expect(page.locator("#unit-map .hoverlayer text")).to_contain_text(["rank index"])
+    told = page.locator("#unit-map .hoverlayer text").filter(has_text=re.compile("."))
+    expect(told).to_have_text([re.compile("^(Past|Sentiment|Language).*rank index")])
     page.get_by_label("Layer", exact=True).click()
     page.get_by_role("option", name="layer 3", exact=True).click()
     expect(page.get_by_text("one module")).to_be_visible()
