@@ -118,7 +118,7 @@ def inside(found: Gallery, tell: Tell) -> dict[str, str]:
     if missing := [file for file in files if not Path(file).is_file()]:
         raise AdapterError("is not on the disk any more", Path(missing[0]).name, "Compare again.")
     for side in SIDES:
-        packed = {}
+        packed: dict[str, bytes] = {}
         for number, file in enumerate(files):
             tell(f"pictures of {side} pixels", number / len(files))
             packed[file] = shrunk(file, side)
