@@ -42,8 +42,9 @@ def projector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Projector]:
     monkeypatch.setattr(umaps, "LOOK", 0.05)
     monkeypatch.setattr(paces, "_paces", {})
     yield mine
-    if mine._process is not None:
-        mine._end(mine._process)
+    with mine._turn:  # a request that was stopped ends its worker itself
+        if mine._process is not None:
+            mine._end(mine._process)
 
 
 def umap(count: int, ahead: np.ndarray | None = None) -> Umap:
