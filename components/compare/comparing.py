@@ -253,21 +253,12 @@ def wire_axes(tab: CompareTab, session: gr.State) -> None:
     )
 
 
-INTO_VIEW = """() => {
-  const launch = document.querySelector('.by-launch');
-  if (launch.getBoundingClientRect().top > innerHeight / 3)
-    launch.scrollIntoView({ block: 'start', behavior: matchMedia('(prefers-reduced-motion)').matches ? 'auto' : 'smooth' });
-  return [];
-}"""
-"""Lets what comes below the button be seen."""
-
-
 def wire_runs(tab: CompareTab, session: gr.State, asked: list[Any], tabs: gr.Tabs) -> None:
     """Compare, Stop, marks and exports."""
     files = [tab.save_json, tab.save_html]
     after = [tab.progress, tab.grid, tab.run, tab.stop]
     given = [session, tab.known, tab.draw.suited, *tab.settings]
-    clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], js=INTO_VIEW, **PRIVATE)
+    clicked = tab.run.click(waiting, None, [tab.progress, tab.run, tab.stop], **PRIVATE)
     more = gr.State(0)  # how many comparisons were asked for elsewhere that were not computed ahead
     runs = [listen(start, given, tab.running, **MODEL) for listen in (clicked.then, more.change)]
     for listen in (clicked.then, more.change):
