@@ -58,7 +58,11 @@ const look = async () => {
 setInterval(look, 5000);
 document.addEventListener('visibilitychange', look);
 // An address that is put into a page which is open already: the browser alone would do nothing.
-window.addEventListener('hashchange', () => location.reload());
+window.addEventListener('hashchange', (event) => {
+  clearTimeout(window.brickyardWrites);
+  history.replaceState(history.state, '', event.newURL); // this page may have written its own over it meanwhile
+  location.reload();
+});
 """
 
 
