@@ -76,7 +76,7 @@ def test_sign_and_repetition() -> None:
         assert np.array_equal(found, principal_components(x, 2))
         assert (found[np.abs(found).argmax(0), [0, 1]] > 0).all()
         torch.set_num_threads(2)
-        np.testing.assert_allclose(principal_components(x, 2), found, atol=1e-5 * found.std())
+        np.testing.assert_allclose(principal_components(x, 2), found, atol=1e-4 * found.std())  # fp32, by any BLAS
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
