@@ -48,7 +48,6 @@ sys.exit(code)
 LIMITS = {"LEGO, k = r": 2.0, "svd, rank r": 4.0}
 COMMANDS = {"LEGO, k = r": ["-m", "lego", "-p", "k=r"], "svd, rank r": ["-m", "svd", "-p", "rank=r"]}
 MEMORY_MB = 300
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREFLIGHT_SECONDS = 0.1
 
 
@@ -95,32 +94,6 @@ def commands(name: str, sources: list[Path], folder: Path, rounds: int) -> tuple
     return rows, missed
 
 
-def on_gpu(name: str, sources: list[Path], folder: Path, rounds: int) -> list[list[str]]:
-    """The same merges, files to files in one process, on the GPU and on the processor."""
-    rows, loaded = [], [lego.read_adapter(source) for source in sources]
-    wanted: dict[str, dict[str, object]] = {
-        "LEGO, k = r": {"method": "lego", "k": "r"},
-        "svd, rank r": {"method": "svd", "rank": "r"},
-        "ties_svd, rank r": {"method": "ties_svd", "rank": "r", "density": 0.5},
-        "knots_ties": {"method": "knots_ties", "density": 0.5},
-    }
-    for number, (label, parameters) in enumerate(wanted.items()):
-        times: dict[str, list[float]] = {"cuda": [], "cpu": []}
-        for turn in range(rounds + 1):
-            for device in times:
-                if device == "cpu" and turn > 1:  # minutes for some
-                    continue
-                out = folder / f"{name}-{device}-{number}-{turn}"
-                took = seconds(
-                    lambda d=device, o=out, p=parameters: lego.merge_into(o, loaded, device=d, **p)  # type: ignore[misc]
-                )
-                times[device] += [took] if turn or device == "cpu" else []
-        ours, theirs = median(times["cuda"]), min(times["cpu"])
-        label = f"{name}: {label}, on the GPU vs. on the processor"
-        rows.append([label, f"{ours:.2f} s", f"{theirs:.2f} s", f"{theirs / ours:.1f} × faster"])
-    return rows
-
-
 class One(nn.Module):
     """A single linear layer, as large as asked for."""
 
@@ -132,13 +105,13 @@ class One(nn.Module):
 def against_peft(method: str, size: int, rank: int, faster: float, **parameters: object) -> tuple[list[str], list[str]]:
     """One module: PEFT's `add_weighted_adapter` against ours, the merged matrix compared."""
     configs = [LoraConfig(r=16, lora_alpha=32, target_modules=["layer"]) for _ in range(4)]
-    model = get_peft_model(One(size).to(DEVICE), configs[0], adapter_name="a0")
+    model = get_peft_model(One(size), configs[0], adapter_name="a0")
     for i, config in enumerate(configs[1:], 1):
         model.add_adapter(f"a{i}", config)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
-            parameter.data = (torch.randn(parameter.shape, generator=generator) / size**0.5).to(DEVICE)
+            parameter.data = torch.randn(parameter.shape, generator=generator) / size**0.5
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         sources = [lego.read_adapter(Path(folder) / f"a{i}") for i in range(4)]
@@ -149,13 +122,13 @@ def against_peft(method: str, size: int, rank: int, faster: float, **parameters:
             )
         )
         took = [
-            seconds(lambda: lego.merge(sources, method=method, weights=weights, rank=rank, device=DEVICE, **parameters))
+            seconds(lambda: lego.merge(sources, method=method, weights=weights, rank=rank, **parameters))
             for _ in range(3)
         ]
-        merged = lego.merge(sources, method=method, weights=weights, rank=rank, device=DEVICE, **parameters)
+        merged = lego.merge(sources, method=method, weights=weights, rank=rank, **parameters)
     expected = model.get_submodule("base_model.model.layer").get_delta_weight("merged")
     label = f"{method}, {size} × {size}, rank {rank} vs. PEFT"
-    return compared(label, median(took), theirs, merged["layer"].delta().cpu(), expected.cpu(), faster, same=1e-4)
+    return compared(label, median(took), theirs, merged["layer"].delta(), expected, faster, same=1e-4)
 
 
 def compared(
@@ -230,8 +203,6 @@ def main() -> int:
         place = options.folder or Path(scratch)
         llama, sdxl = adapters.make_llama(place), adapters.make_sdxl(place)
         parts: list[tuple[list[list[str]], list[str]]] = [commands("Llama-2-7B", llama, Path(scratch), options.rounds)]
-        if DEVICE == "cuda":
-            parts.append((on_gpu("Llama-2-7B", llama, Path(scratch), options.rounds), []))
         parts.append(commands("SDXL", sdxl, Path(scratch), options.rounds))
         row, wrong = against_safetensors(llama[0])
         parts.append(([row], wrong))

@@ -19,7 +19,7 @@ from tests.conftest import mixed_adapters
 from tests.naive_gates import some_adapters
 from tests.tiny import tiny_model
 
-# Nothing stands in for a GPU: the operations' own kernels are what is compared.
+# Nothing stands in for a GPU: the operations' own kernels are what is compared. `make gpu` runs this where there is one.
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
